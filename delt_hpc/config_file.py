@@ -168,8 +168,13 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
-def _yaml(text: str) -> Any:
-    """The text's content; YAMLError or ValueError (a date such as 2024-13-45) where it is none."""
+def parse_yaml(text: str) -> Any:
+    """The text's content.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a key stands twice.
+        ValueError: a value is none of its kind, e.g. the date 2024-13-45.
+    """
     return yaml.load(text, Loader=_Loader)
 
 
@@ -183,7 +188,7 @@ def _read(source: str) -> tuple[Tree, str]:
     if not looks_like_file:
         return recipes.load(source), f"recipe {source}"
     try:
-        tree = _yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             "there is no such file", where=source, remedy="give a YAML file or a name that `delt-hpc recipes` lists"
@@ -207,7 +212,7 @@ def _parse_overrides(overrides: Sequence[str], origin: dict[str, str]) -> Tree:
         if not sign or not key:
             raise UserError("is no override", where=f"--set {text}", expected="section.key=value")
         try:
-            body = _yaml(raw)
+            body = parse_yaml(raw)
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"the value is no readable YAML: {error}", where=f"--set {text}") from None
         parts = key.split(".")

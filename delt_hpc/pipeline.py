@@ -19,6 +19,7 @@ from delt_hpc.stages.recover import recover
 from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
+from delt_hpc.trial import Trial
 
 Classes = tuple[int, int] | None
 
@@ -51,11 +52,12 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     return Context(config, run, dataset, device, reporter)
 
 
-def run_stages(context: Context, stages: Sequence[Stage], classes: Classes = None) -> None:
+def run_stages(context: Context, stages: Sequence[Stage], classes: Classes = None, trial: Trial | None = None) -> None:
     """Run the stages in the pipeline's order; a finished one is skipped.
 
     Args:
         classes: first and last class for rank and recover; the others always work on all.
+        trial: the only one that evaluate works on.
     """
     for stage in STAGES:
         if stage not in stages:
@@ -71,6 +73,6 @@ def run_stages(context: Context, stages: Sequence[Stage], classes: Classes = Non
         elif stage == "aggregate":
             aggregate(context)
         elif stage == "evaluate":
-            evaluate(context)
+            evaluate(context, trial)
         else:
             report(context.config, context.run, context.dataset, context.device)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from delt_hpc.config import Arm, Config, Stage, identity
+from delt_hpc.config import Config, Stage, identity
 from delt_hpc.errors import UserError
 
 STAMP, DONE = "made_by.json", "done.json"
@@ -48,9 +48,6 @@ class RunFolder:
 
     def index(self, split: str) -> Path:
         return self.root / "index" / f"{split}.csv"
-
-    def evaluation(self, student: str, seed: int, arm: Arm) -> Path:
-        return self.evaluate / f"{student}-{seed}-{arm}"
 
 
 @contextmanager

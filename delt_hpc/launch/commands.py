@@ -24,9 +24,10 @@ from delt_hpc.launch.arguments import (
     HERE,
     Opened,
     open_run,
+    open_submitted,
     order_of,
     processes_here,
-    range_of,
+    ranges_of,
     stages_of,
     train_images_of,
 )
@@ -42,7 +43,7 @@ Set = Annotated[
 ]
 Cluster = Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="A profile's name or its YAML file.")]
 Stages = Annotated[str | None, typer.Option("--stages", help="Only these stages, separated by commas.")]
-Classes = Annotated[str | None, typer.Option("--classes", metavar="A-B", help="Only rank and recover, of these.")]
+Classes = Annotated[str | None, typer.Option("--classes", metavar="A-B,...", help="Only rank and recover, of these.")]
 Count = Annotated[int | None, typer.Option("--classes-count", min=1, help="Classes of a data set that is not here.")]
 Json = Annotated[bool, typer.Option("--json", help="As JSON on standard output.")]
 
@@ -127,7 +128,7 @@ def status(
     every: Annotated[float, typer.Option(min=0.5, help="With --watch: seconds between two looks.")] = 10.0,
 ) -> None:
     """Show what became of every task. Exit code 0 done, 3 running, 4 failed, 5 not submitted, 7 Slurm is silent."""
-    opened = open_run(config, run_folder, None, None)
+    opened = open_submitted(config, run_folder)
     while True:
         rows, problem = standing.look(opened.config, opened.run, opened.classes)
         code = standing.exit_code(rows, problem)
@@ -153,7 +154,7 @@ def logs(
     failed: Annotated[bool, typer.Option("--failed", help="Only of tasks that failed or are lost.")] = False,
 ) -> None:
     """Print the logs of tasks, of each its last turn."""
-    opened = open_run(config, run_folder, None, None)
+    opened = open_submitted(config, run_folder)
 
     def rows() -> list[standing.Row]:
         found, _ = standing.look(opened.config, opened.run, opened.classes)
@@ -176,14 +177,14 @@ def cancel(
     classes: Classes = None,
 ) -> None:
     """Cancel live tasks; what they have done stays, `submit` goes on from there."""
-    opened = open_run(config, run_folder, None, None)
+    opened = open_submitted(config, run_folder)
     rows, problem = standing.look(opened.config, opened.run, opened.classes)
     if problem:
         typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(standing.NO_ANSWER)
-    chosen = cancelling.chosen(rows, stages_of(stages), range_of(classes))
+    chosen = cancelling.chosen(rows, stages_of(stages), ranges_of(classes, opened.classes))
     try:
-        left = cancelling.cancel(chosen)
+        left = cancelling.cancel(LaunchFolder(opened.run), chosen)
     except queue.QueueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(standing.NO_ANSWER) from None

@@ -90,7 +90,7 @@ def judge_settings(settings: dict[str, str], profile: Profile) -> Iterator[Findi
         yield Finding(
             "warning",
             f"KillWait = {kill[0]} s: a cancelled task may be killed before its state is saved",
-            "then it goes on from its last checkpoint (recover.checkpoint_every)",
+            "then it goes on from its last checkpoint (recover.checkpoint_seconds)",
         )
 
 

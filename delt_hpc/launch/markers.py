@@ -40,7 +40,7 @@ class Markers:
         if task.stage == "recover":
             return all(batch.id in self._recovered for batch in self._of(task))
         if task.trial:
-            return is_done(run.evaluation(task.trial.student, task.trial.seed, task.trial.arm))
+            return is_done(task.trial.folder(run))
         if task.stage == "report":
             return self._report_is_current()
         folders = {"squeeze": run.teacher, "select": run.selected, "aggregate": run.distilled}

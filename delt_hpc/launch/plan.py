@@ -1,31 +1,19 @@
 """What a run consists of: tasks by stage, class range and trial, and the jobs they are submitted as. Pure."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from delt_hpc.config import STAGES, Arm, Config, Stage
+from delt_hpc.config import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.profile import Profile
 from delt_hpc.recovery.batches import block_size
+from delt_hpc.trial import Trial, trials
 
 RANGED: tuple[Stage, ...] = ("rank", "recover")
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
 WAVES = 4  # tasks a slot, so that a slow one does not hold up a stage
 
 Range = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training of the evaluation."""
-
-    student: str
-    seed: int
-    arm: Arm
-
-    @property
-    def id(self) -> str:
-        return f"{self.student}-{self.seed}-{self.arm}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class Job:
 
 def upstream(config: Config, stage: Stage) -> tuple[Stage, ...]:
     """The stages of this run whose results `stage` reads."""
-    trained_on = {trial.arm.split("-")[0] for trial in trials(config)}
+    trained_on = {trial.images for trial in trials(config.evaluate)}
     selected = ("select",) if config.recover.init == "selected" else ()
     evaluated = [s for s, images in (("aggregate", "distilled"), ("select", "selected")) if images in trained_on]
     needs: dict[Stage, Iterable[str]] = {
@@ -100,37 +88,32 @@ def upstream(config: Config, stage: Stage) -> tuple[Stage, ...]:
     return tuple(s for s in STAGES if s in needs[stage] and s in config.stages)
 
 
-def trials(config: Config) -> list[Trial]:
-    """All trainings of the evaluation, in the stage's own order."""
-    evaluate = config.evaluate
-    return [Trial(s, seed, arm) for s in evaluate.students for arm in evaluate.arms for seed in evaluate.seeds]
-
-
 def whole(config: Config, stage: Stage, classes: int) -> list[Task]:
     """The smallest tasks of a stage: a block of classes, a trial, or all of it."""
     if stage == "evaluate":
-        return [Task(stage, trial=trial) for trial in trials(config)]
+        return [Task(stage, trial=trial) for trial in trials(config.evaluate)]
     if stage not in RANGED or (stage == "rank" and config.rank.csv):
         return [Task(stage)]
     block = block_size(config.select.ipc, config.recover)
     return [Task(stage, (first, min(first + block, classes) - 1)) for first in range(0, classes, block)]
 
 
-def within(tasks: Iterable[Task], classes: Range | None) -> list[Task]:
-    """The tasks of a class range; it may not cut one."""
-    if classes is None:
+def within(tasks: Iterable[Task], ranges: Sequence[Range]) -> list[Task]:
+    """The tasks of these class ranges, which are apart from one another and may cut none; all where there is none."""
+    if not ranges:
         return list(tasks)
     chosen: list[Task] = []
     for task in tasks:
-        if not task.classes or task.classes[1] < classes[0] or task.classes[0] > classes[1]:
-            continue
-        if task.classes[0] < classes[0] or task.classes[1] > classes[1]:
-            raise UserError(
-                f"classes {classes[0]}-{classes[1]} cut the recovery batch of classes {task.unit}",
-                where="--classes",
-                expected="ranges that begin and end with a batch",
-            )
-        chosen.append(task)
+        for first, last in ranges:
+            if not task.classes or task.classes[1] < first or task.classes[0] > last:
+                continue
+            if task.classes[0] < first or task.classes[1] > last:
+                raise UserError(
+                    f"classes {first}-{last} cut the recovery batch of classes {task.unit}",
+                    where="--classes",
+                    expected="ranges that begin and end with a batch",
+                )
+            chosen.append(task)
     return chosen
 
 
@@ -166,7 +149,7 @@ def jobs(
     *,
     done: Collection[Task] = (),
     stages: Iterable[Stage] | None = None,
-    only: Range | None = None,
+    only: Sequence[Range] = (),
     max_array_size: int = DEFAULT_MAX_ARRAY_SIZE,
 ) -> list[Job]:
     """The jobs of what is missing, in the order of the stages.
@@ -175,7 +158,7 @@ def jobs(
         classes: how many classes the data set has.
         done: the smallest tasks (`whole`) that are finished.
         stages: only these; default: all that the run needs.
-        only: only this class range, of rank and recover.
+        only: only these class ranges, of rank and recover.
         max_array_size: the cluster's; its arrays hold as many tasks.
     """
     wanted = set(config.stages if stages is None else stages)

@@ -1,5 +1,6 @@
 """What `doctor` runs on a node: `python -m delt_hpc.launch.probe QUESTION ANSWER`."""
 
+import os
 import platform
 import shutil
 import sys
@@ -13,7 +14,7 @@ from delt_hpc.version import VERSION
 def look() -> dict[str, Any]:
     """This node as a job sees it."""
     return {
-        "host": platform.node(),
+        "host": os.environ.get("SLURMD_NODENAME", platform.node()),
         "version": VERSION,
         "scontrol": shutil.which("scontrol") is not None,
         "torch": _torch(),

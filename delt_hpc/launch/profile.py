@@ -2,6 +2,7 @@
 
 import difflib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from delt_hpc.config import STAGES, Positive, Section, Stage
+from delt_hpc.config_file import parse_yaml
 from delt_hpc.errors import UserError
 
 # A link to slurm/ of the source tree; a real folder in a wheel.
@@ -17,6 +19,11 @@ SHIPPED = Path(__file__).parent / "profiles"
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Argument = Annotated[str, StringConstraints(pattern=r"^-\S.*$")]
+
+Scratch = Annotated[str, StringConstraints(pattern=r'^[^\s"`][^"`\n]*$')]
+
+# A task's interpreter, torch and the run folder must be there well before it is told to stop again.
+START_SECONDS = 120
 
 
 def field(default: Any, description: str) -> Any:
@@ -63,6 +70,7 @@ class Profile(Resources):
     setup: list[str] = field([], "lines of shell before the work, e.g. module load cuda")
     environment: dict[Variable, str] = field({}, "variables of the work's environment")
     python: str | None = field(None, "the interpreter, shell text; default: the one that submits, `python` in an image")
+    scratch: Scratch = field("${SLURM_TMPDIR:-${TMPDIR:-/tmp}}", "folder on the node's own disk, shell text")
     apptainer: Apptainer | None = field(None, "run inside this image by Apptainer")
     pyxis: Pyxis | None = field(None, "run inside this image by srun's pyxis plugin")
     wckey: Word | None = field(None, "workload characterisation key; many sites refuse any")
@@ -83,12 +91,6 @@ class Profile(Resources):
             for stage, own in given["stages"].items()
         }
         return {**given, "stages": stages}
-
-    @model_validator(mode="after")
-    def _one_container(self) -> "Profile":
-        if self.apptainer and self.pyxis:
-            raise ValueError("apptainer and pyxis exclude each other")
-        return self
 
     def resources(self, stage: Stage) -> Resources:
         return self.stages.get(stage, self)
@@ -115,7 +117,7 @@ def load(source: str) -> Profile:
                 expected=f"{close[0] if close else ', '.join(names())}; local or inline; or a YAML file",
             )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (yaml.YAMLError, ValueError) as error:
@@ -126,9 +128,28 @@ def load(source: str) -> Profile:
 def parse(tree: object, where: str) -> Profile:
     """`tree` as a checked profile; `where` names it in messages."""
     try:
-        return Profile.model_validate(tree)
+        profile = Profile.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(dict(detail), where) for detail in error.errors())) from None
+    problems = [f"{where}: {problem}" for problem in dict.fromkeys(_contradictions(profile))]
+    if problems:
+        raise UserError("\n".join(problems))
+    return profile
+
+
+def _contradictions(profile: Profile) -> Iterator[str]:
+    """What is wrong with values that are fine alone but not together."""
+    if profile.apptainer and profile.pyxis:
+        yield "apptainer, pyxis: exclude each other"
+    least = -(-(profile.signal_seconds + START_SECONDS) // 60)
+    for stage in STAGES:
+        minutes = profile.resources(stage).minutes
+        if minutes < least:
+            key = "minutes" if minutes == profile.minutes else f"stages.{stage}.minutes"
+            yield (
+                f"{key}: {minutes}: a task would be told to stop before it has begun: at least {least} with "
+                f"signal_seconds = {profile.signal_seconds}"
+            )
 
 
 def names() -> list[str]:
@@ -144,12 +165,12 @@ def apptainer_command(container: Apptainer, folders: tuple[str, ...], workdir: s
 
 
 def pyxis_arguments(container: Pyxis, folders: tuple[str, ...], workdir: str) -> list[str]:
-    """srun's arguments for the image, with `folders` shown inside under their own names."""
+    """srun's arguments for the image, shell text; `folders` and $scratch are shown inside under their own names."""
     mounts = [*(f"{folder}:{folder}" for folder in dict.fromkeys(folders)), *container.mounts]
     return [
-        f"--container-image={container.image}",
-        f"--container-mounts={','.join(mounts)}",
-        f"--container-workdir={workdir}",
+        shlex.quote(f"--container-image={container.image}"),
+        shlex.quote(f"--container-mounts={','.join(mounts)}") + ',"$scratch:$scratch"',
+        shlex.quote(f"--container-workdir={workdir}"),
     ]
 
 

@@ -1,7 +1,7 @@
 """What was submitted and what tasks say of themselves: small files in the run folder, below launch/.
 
 launch/jobs/<stamp>-<job>.json     one a submission: profile, executor, job id, its tasks in the array's order
-launch/tasks/<stage>-<unit>.jsonl  one line an event: started, done, stopped, failed
+launch/tasks/<stage>-<unit>.jsonl  one line an event: started, done, stopped, failed, cancelled
 launch/work/                       submitit's pickles
 """
 
@@ -18,8 +18,9 @@ from typing import Any
 
 from delt_hpc.config import Stage
 from delt_hpc.errors import UserError
-from delt_hpc.launch.plan import Task, Trial
+from delt_hpc.launch.plan import Task
 from delt_hpc.run_folder import RunFolder, read_json, write_json
+from delt_hpc.trial import Trial
 
 
 class LaunchFolder:
@@ -32,7 +33,6 @@ class LaunchFolder:
         self.work = self.root / "work"
         self.programs = self.root / "bin"
         self.lock = self.root / "lock"
-        self.caches = self.root / "cache"
 
 
 @dataclass(frozen=True)

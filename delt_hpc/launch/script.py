@@ -8,6 +8,8 @@ from delt_hpc.launch.profile import Profile, Resources, pyxis_arguments
 
 # A task in a container asks for its requeueing by this file; the script, which runs on the host, does it.
 REQUEST = "requeue"
+# What a run's tasks start from, so that not each of them compiles everything anew.
+COMPILED = "compile-cache"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Script:
         parallel: elements that run at a time.
         after: ids of jobs that must have ended, however they did.
         folders: what the work reads and writes, to be shown inside a container.
-        before: lines of shell right before the command.
+        before: first lines of shell.
+        compiled: shell text, the folder of kernels that were compiled before; it need not exist.
         after_command: lines of shell that find its exit code in `rc`.
     """
 
@@ -41,6 +44,7 @@ class Script:
     after: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    compiled: str = ""
     after_command: tuple[str, ...] = ()
 
 
@@ -51,10 +55,11 @@ def text(script: Script, profile: Profile) -> str:
     blocks = [
         ["#!/bin/bash", *(f"# {line}".rstrip() for line in script.title)],
         [f"#SBATCH {option}" for option in options],
+        list(script.before),
         list(profile.setup),
+        _caches(script, profile),
         [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()],
         [
-            *script.before,
             f"{_srun(script, profile, wanted)} {script.command}",
             "rc=$?",
             *script.after_command,
@@ -104,11 +109,26 @@ def _life(script: Script, profile: Profile) -> list[str]:
     return [*options, _option("output", script.output), "--open-mode=append"]
 
 
+def _caches(script: Script, profile: Profile) -> list[str]:
+    """Caches of compiled kernels, a task's own and on the node's own disk: shared over a network they break."""
+    lines = [
+        "# Kernels compiled here: on the node's own disk, gone with the task.",
+        f'scratch=$(mktemp -d "{profile.scratch}/delt-hpc-$SLURM_JOB_ID.XXXXXX") || exit 1',
+        """trap 'rm -rf "$scratch"' EXIT""",
+        'export TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"',
+    ]
+    if script.compiled:
+        lines.append(f"export DELT_COMPILE_CACHE={script.compiled}")
+    if profile.apptainer:
+        lines.append('export APPTAINER_BIND="$scratch${APPTAINER_BIND:+,$APPTAINER_BIND}"')
+    return lines
+
+
 def _srun(script: Script, profile: Profile, wanted: Resources) -> str:
     """srun does not inherit the CPUs of a task by itself."""
     container = pyxis_arguments(profile.pyxis, script.folders, script.workdir) if profile.pyxis else []
-    more = [shlex.quote(argument) for argument in (*container, *wanted.srun)]
-    return " ".join(["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *more])
+    more = [shlex.quote(argument) for argument in wanted.srun]
+    return " ".join(["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *container, *more])
 
 
 def requeue_on_request(folder: str) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class Row:
         seconds: of the present turn, or of the last one.
         done, asked: images of recover, classes of rank, else tasks.
         stuck: waits for something that does not come by itself.
+        submitted: the task as it was submitted, under which its events are told.
     """
 
     task: Task
@@ -49,6 +50,7 @@ class Row:
     asked: int = 1
     log: Path | None = None
     stuck: bool = False
+    submitted: Task | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _row(
         asked,
         _log(run, owner.task, starts),
         bool(entry and not finished and entry.standing == "pending" and entry.reason in queue.STUCK),
+        owner.task,
     )
 
 
@@ -182,16 +185,15 @@ def _state(owner: _Owned, entry: Entry | None, told: list[Event], problem: str) 
     said = _last_word(told)
     if entry:
         said = said or ("its results are not there" if entry.standing == "completed" else "")
-        return "failed", f"{entry.state}: {said}" if said else entry.state
+        return "failed", f"{entry.state}: {said}" if said and said.upper() != entry.state else entry.state
     return ("failed", said) if said else ("lost", "ended without a word" if told else "never started")
 
 
 def _last_word(told: list[Event]) -> str:
     """What a task said when it ended badly."""
     last = told[-1] if told else None
-    if last is None or last.event not in ("failed", "stopped"):
-        return ""
-    return last.message if last.event == "failed" else "stopped, state saved"
+    said = {"stopped": "stopped, state saved", "cancelled": "cancelled"}
+    return "" if last is None else last.message if last.event == "failed" else said.get(last.event, "")
 
 
 def _process(submission: Submission, told: list[Event]) -> tuple[State, str]:

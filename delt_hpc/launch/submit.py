@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delt_hpc import run_folder
-from delt_hpc.config import Config, Stage
+from delt_hpc import config_file, run_folder
+from delt_hpc.config import STAGES, Config, Stage, identity
 from delt_hpc.config_file import dump
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import plan, queue, records, status
@@ -18,7 +18,7 @@ from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Range
 from delt_hpc.launch.profile import Profile, interpreter
 from delt_hpc.launch.records import LaunchFolder, Submission
-from delt_hpc.launch.script import Script, request_program, requeue_on_request, text
+from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
 from delt_hpc.launch.status import Row
 from delt_hpc.launch.work import Work
 from delt_hpc.run_folder import RunFolder
@@ -32,7 +32,7 @@ class Order:
         cluster: the profile as it was named.
         classes: of the data set.
         stages: only these.
-        only: only this class range, of rank and recover.
+        only: only these class ranges, of rank and recover.
     """
 
     config: Config
@@ -41,7 +41,7 @@ class Order:
     cluster: str
     classes: int
     stages: tuple[Stage, ...] | None = None
-    only: Range | None = None
+    only: tuple[Range, ...] = ()
 
     @property
     def folder(self) -> LaunchFolder:
@@ -83,6 +83,8 @@ def refuse_what_cannot_be(order: Order, jobs: Sequence[Job], rows: Sequence[Row]
         )
     wanted = [task for job in jobs for task in job.tasks]
     live = [row for row in rows if row.state in status.LIVE]
+    if live:
+        _refuse_another_configuration(order)
     owned = [row for row in live if any(row.task.overlaps(task) for task in wanted)]
     if owned:
         raise SubmissionError(
@@ -104,6 +106,22 @@ def refuse_what_cannot_be(order: Order, jobs: Sequence[Job], rows: Sequence[Row]
             )
 
 
+def _refuse_another_configuration(order: Order) -> None:
+    """A task reads the run's configuration when it begins, so that must not change under those that wait."""
+    before = config_file.load(str(order.run.root))
+    found = [
+        text
+        for stage in STAGES
+        for text in run_folder.differences(identity(before, stage), identity(order.config, stage))
+    ]
+    if found:
+        raise SubmissionError(
+            "live jobs were submitted with another configuration:\n    " + "\n    ".join(dict.fromkeys(found)),
+            where=str(order.run.root),
+            remedy="submit the run folder itself, `delt-hpc cancel` them, or give another run folder (--run)",
+        )
+
+
 def refuse_another_run(order: Order) -> None:
     """The folder was made by another configuration, or Slurm cannot write its logs there."""
     if "%" in str(order.root):
@@ -118,7 +136,7 @@ def refuse_another_run(order: Order) -> None:
 def prepare(order: Order) -> None:
     """Set the run folder up as far as it goes without the data set."""
     folder = order.folder
-    for path in (folder.work, folder.jobs, folder.tasks, folder.caches, order.run.logs):
+    for path in (folder.work, folder.jobs, folder.tasks, order.run.logs):
         path.mkdir(parents=True, exist_ok=True)
     if order.profile.contained:
         program = folder.programs / "scontrol"
@@ -130,12 +148,8 @@ def prepare(order: Order) -> None:
 def script(order: Order, job: Job, elements: int | None, after: tuple[str, ...], work: str) -> str:
     """The sbatch script of a job."""
     folder, workdir, many = order.folder, str(Path.cwd()), f"{len(job.tasks)} tasks" if elements else "one task"
-    root, caches = order.config.data.root, folder.caches
+    root = order.config.data.root
     data = [] if root is None else [str(root.absolute())]
-    before = ["export SUBMITIT_EXECUTOR=slurm"]
-    for name, place in (("TRITON_CACHE_DIR", "triton"), ("TORCHINDUCTOR_CACHE_DIR", "inductor")):
-        if name not in order.profile.environment:
-            before.append(f"export {name}={_quoted(caches / place)}")
     return text(
         Script(
             stage=job.stage,
@@ -149,7 +163,8 @@ def script(order: Order, job: Job, elements: int | None, after: tuple[str, ...],
             parallel=min(job.parallel, len(job.tasks)),
             after=after,
             folders=(str(order.root), workdir, *data),
-            before=tuple(before),
+            before=("export SUBMITIT_EXECUTOR=slurm",),
+            compiled=shlex.quote(str(order.root / COMPILED)),
             after_command=requeue_on_request(str(folder.work)) if order.profile.contained else (),
         ),
         order.profile,
@@ -224,10 +239,6 @@ def _python(order: Order) -> str:
     root = order.config.data.root
     folders = (str(order.root), str(Path.cwd()), *([] if root is None else [str(root.absolute())]))
     return interpreter(order.profile, folders, str(Path.cwd()), sys.executable)
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
 
 
 def max_array_size(profile: Profile) -> int:

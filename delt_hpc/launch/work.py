@@ -1,14 +1,13 @@
 """What runs in a job: one task of a run, stopped and resumed without loss. Heavy imports are inside."""
 
 import os
-import platform
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,8 +53,9 @@ class Work:
         requeue = signal.getsignal(signal.SIGUSR2)
         assert callable(requeue)
         with _own_log(records.log_of(RunFolder(Path(self.root)), self.task, job, restart)):
-            records.tell(folder, self.task, records.event("started", job, restart))
-            print(f"{self.task.name}: job {job}, restart {restart}, on {platform.node()}", flush=True)
+            started = records.event("started", job, restart)
+            records.tell(folder, self.task, started)
+            print(f"{self.task.name}: job {job}, restart {restart}, on {started.host}", flush=True)
             self._told(folder, job, restart, requeue, slurm=environment.name() == "slurm")
 
     def checkpoint(self) -> Any:
@@ -77,7 +77,6 @@ class Work:
         if missing:
             raise MissingInputsError(
                 "what it needs is not finished: " + "; ".join(missing),
-                where=self.task.name,
                 remedy="`delt-hpc status` says what became of it; `delt-hpc submit` submits what is missing",
             )
         from delt_hpc import pipeline  # noqa: PLC0415
@@ -85,14 +84,9 @@ class Work:
 
         context = pipeline.open_run(config, root, Reporter())
         interruption.check()
-        trial = self.task.trial
-        if trial:
-            chosen = {"students": [trial.student], "seeds": [trial.seed], "arms": [trial.arm]}
-            evaluate = config.evaluate.model_copy(update=chosen)
-            context = replace(context, config=config.model_copy(update={"evaluate": evaluate}))
         # The last of the array writes the ranking, unless its view of a shared disk was too old to know.
         stages: tuple[Stage, ...] = ("rank", "select") if self.task.stage == "select" else (self.task.stage,)
-        pipeline.run_stages(context, stages, self.task.classes)
+        pipeline.run_stages(context, stages, self.task.classes, self.task.trial)
 
     def _told(self, folder: LaunchFolder, job: str, restart: int, requeue: Callable[..., Any], *, slurm: bool) -> None:
         """Work, and tell in the records how it ended."""
@@ -137,7 +131,10 @@ def clear_stale(folder: Path, job: str) -> None:
 
 @contextmanager
 def _user_signal(asked: list[int], patience: int, requeue: Callable[..., Any]) -> Iterator[None]:
-    """Inside, USR2 asks the stage to stop with its state saved; one that does not in time is requeued as it is."""
+    """Inside, USR2 asks the stage to stop with its state saved; one that does not in time is requeued as it is.
+
+    Behind it USR2 means nothing more: what is finished need not be requeued, and should not look as if it had failed.
+    """
 
     def note(number: int, frame: FrameType | None) -> None:
         asked.append(number)
@@ -148,13 +145,14 @@ def _user_signal(asked: list[int], patience: int, requeue: Callable[..., Any]) -
     def give_up(number: int, frame: FrameType | None) -> None:
         requeue(signal.SIGUSR2, frame)
 
-    before = signal.signal(signal.SIGUSR2, note), signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGUSR2, note)
+    before = signal.signal(signal.SIGALRM, give_up)
     try:
         yield
     finally:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.alarm(0)
-        signal.signal(signal.SIGUSR2, before[0])
-        signal.signal(signal.SIGALRM, before[1])
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -2,9 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from delt_hpc import distilled, selection, teacher
-from delt_hpc.config import Arm, Evaluate, Images
+from delt_hpc.config import Evaluate
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.data.index import Index
@@ -25,39 +22,19 @@ from delt_hpc.models import build
 from delt_hpc.run_folder import is_done, mark_done, stage_identity, stamp, write_json
 from delt_hpc.timing import Record, device_name, record
 from delt_hpc.training import Outcome, Training, autocast, write_history
+from delt_hpc.trial import Trial, trials
 
 CHECKPOINT, RESULT, HISTORY = "checkpoint.pt", "result.json", "history.csv"
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One training: a student, a seed, and which images with which labels."""
-
-    student: str
-    seed: int
-    arm: Arm
-
-    @property
-    def images(self) -> Images:
-        return cast(Images, self.arm.split("-")[0])
-
-    @property
-    def soft(self) -> bool:
-        return self.arm.endswith("soft")
-
-    @property
-    def id(self) -> str:
-        return f"{self.student}-{self.seed}-{self.arm}"
-
-
-def evaluate(context: Context) -> None:
-    """Train and judge every student x seed x arm that is not finished yet."""
+def evaluate(context: Context, only: Trial | None = None) -> None:
+    """Train and judge every student x seed x arm that is not finished yet, or only one of them."""
     config = context.config.evaluate
-    trials = [Trial(student, seed, arm) for student in config.students for arm in config.arms for seed in config.seeds]
+    chosen = [only] if only else trials(config)
     identity = stage_identity(context.config, "evaluate", context.run)
-    for trial in trials:
-        stamp(_folder(context, trial), identity)
-    wanted = [trial for trial in trials if not is_done(_folder(context, trial))]
+    for trial in chosen:
+        stamp(trial.folder(context.run), identity)
+    wanted = [trial for trial in chosen if not is_done(trial.folder(context.run))]
     if not wanted:
         return
     _require_inputs(context, wanted)
@@ -69,23 +46,19 @@ def evaluate(context: Context) -> None:
             outcome = job.run(bar)
         split = "train" if trial.images == "random" else trial.images
         left_out = {split: job.train.bad.files, "val": val.bad.files}
-        bad_files.write(_folder(context, trial) / bad_files.TABLE, left_out)
+        bad_files.write(trial.folder(context.run) / bad_files.TABLE, left_out)
         _finish(context, trial, job.model, outcome)
 
 
-def _folder(context: Context, trial: Trial) -> Path:
-    return context.run.evaluation(trial.student, trial.seed, trial.arm)
-
-
-def _require_inputs(context: Context, trials: list[Trial]) -> None:
+def _require_inputs(context: Context, wanted: list[Trial]) -> None:
     run = context.run
     for images, folder, stage in (("distilled", run.distilled, "aggregate"), ("selected", run.selected, "select")):
-        if any(trial.images == images for trial in trials) and not is_done(folder):
+        if any(trial.images == images for trial in wanted) and not is_done(folder):
             raise UserError("is not finished", where=str(folder), remedy=f"run the stage `{stage}` first")
 
 
 def _finish(context: Context, trial: Trial, student: nn.Module, outcome: Outcome) -> None:
-    folder, final, best = _folder(context, trial), outcome.validated[-1], outcome.best
+    folder, final, best = trial.folder(context.run), outcome.validated[-1], outcome.best
     count = context.config.select.ipc * len(context.dataset.classes)
     write_history(folder / HISTORY, outcome.history)
     result = {
@@ -140,7 +113,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         val=val,
         precision=config.precision,
         validate_every=config.validate_every,
-        checkpoint=_folder(context, trial) / CHECKPOINT,
+        checkpoint=trial.folder(context.run) / CHECKPOINT,
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
     )

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "evaluate": {"epochs": 2, "seeds": [1], "arms": ["distilled-soft"], "batch_size": 6, "validate_every": 1},
     "machine": {"device": "cpu", "loader": "torchvision", "workers": 0},
 }
-SETTINGS["recover"]["checkpoint_every"] = 10
+SETTINGS["recover"]["checkpoint_seconds"] = 0.2
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,27 @@ class LaunchedRun:
 
     def submit(self, *options: str, code: int = 0) -> str:
         return self.call("submit", self.config, "--cluster", self.profile, "--run", self.root, *options, code=code)
+
+    @contextmanager
+    def following(self, *arguments: str) -> Iterator[list[str]]:
+        """`logs -f` meanwhile; the list has what it wrote when it has ended by itself, which it must."""
+        written: list[str] = []
+        command = [sys.executable, "-m", "delt_hpc.launch", "logs", self.root, *arguments, "-f"]
+        process = subprocess.Popen(command, env=self.cluster.env, text=True, stdout=subprocess.PIPE)
+        try:
+            yield written
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0
+            written += output.splitlines()
+        finally:
+            process.kill()
+            process.wait()
+
+    def with_profile(self, file: str, **changes: Any) -> "LaunchedRun":
+        """The same run, further submissions with values of the profile changed."""
+        profile = self.root.with_name(file)
+        profile.write_text(yaml.safe_dump(yaml.safe_load(self.profile.read_text()) | changes))
+        return replace(self, profile=profile)
 
     def tasks(self, code: int) -> dict[str, dict[str, Any]]:
         """Rows of `status --json` by stage and unit; the status must end with this exit code."""

@@ -1,12 +1,9 @@
 """What happens to a run on a real Slurm cluster when its tasks, nodes and daemons are struck at work."""
 
 import os
+import re
 import signal
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import yaml
 
 if TYPE_CHECKING:
     from cluster_runs import LaunchedRun
@@ -27,12 +24,21 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     refused = run.submit(code=6)
     assert f"live jobs own it:\n    recover-00000-00000: slurm {jobs[0]} RUNNING" in refused
 
-    cluster.send(jobs[0], signal.SIGKILL)
-    cluster.run("scontrol", "requeue", jobs[1])
-    node = cluster.queue()[jobs[2]].node
-    cluster.submit("-p", "high", "--exclusive", "-w", node, "--output=/dev/null", "--wrap=true")
-    assert f"recover-00003-00003: {jobs[3]} cancelled\n" in run.call("cancel", run.root, "--classes", "3-3")
-    cluster.wait_empty()
+    with run.following("recover") as followed:
+        cluster.send(jobs[0], signal.SIGKILL)
+        # A writer of results was killed, its half a file is left; then the task is requeued.
+        (run.root / "launch" / "work" / f"{jobs[1]}_0_result.pkl.save_tmp").write_bytes(b"half a")
+        cluster.run("scontrol", "requeue", jobs[1])
+        node = cluster.queue()[jobs[2]].node
+        cluster.submit("-p", "high", "--exclusive", "-w", node, "--output=/dev/null", "--wrap=true")
+        assert f"recover-00003-00003: {jobs[3]} cancelled\n" in run.call("cancel", run.root, "--classes", "3-3")
+        cluster.wait_empty()
+    for index, turn in ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0)):
+        log = run.root / "logs" / f"recover-{index:05d}-{index:05d}.{jobs[index]}.r{turn}.log"
+        assert f"==> {log} <==" in followed
+        assert any(
+            re.match(rf"recover-{index:05d}-\d+: job {jobs[index]}, restart {turn}, on n\d$", x) for x in followed
+        )
 
     rows = run.tasks(code=4)
     assert {name: rows[name]["state"] for name in RECOVERY} == dict(
@@ -56,30 +62,33 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert run.distilled() == expected
 
 
-def test_timed_out_controller_restarted_stale_result_node_lost(
-    selected: "LaunchedRun", expected: dict[str, bytes], tmp_path: Path
+def test_limits_of_time_and_the_loss_of_controller_and_node(
+    selected: "LaunchedRun", expected: dict[str, bytes]
 ) -> None:
-    """All of it resumes by itself."""
-    profile = tmp_path / "short.yaml"
-    # Slurm looks at time limits every 30 s and warns up to 30 s early: here half a minute to a minute after the start.
-    tree = yaml.safe_load(selected.profile.read_text()) | {"minutes": 2, "signal_seconds": 60}
-    profile.write_text(yaml.safe_dump(tree))
-    run, cluster = replace(selected, profile=profile), selected.cluster
-    run.submit()
+    """All of it resumes by itself, but what was killed at its limit without having heard of it before."""
+    cluster = selected.cluster
+    # A task a node. Up to ten minutes submitit takes every warning for the time limit's.
+    run = selected.with_profile("short.yaml", cpus=2, minutes=4)
+    assert "toy-recover-00000-00003, 3 tasks" in run.submit("--stages", "recover", "--classes", "3,0,2-2")
+    deaf = selected.with_profile("deaf.yaml", cpus=2, sbatch=["--signal=CONT@1"])
+    assert "toy-recover-00001-00001, 1 task" in deaf.submit("--stages", "recover", "--classes", "1")
+    run.submit("--stages", "aggregate,report")  # behind both
     jobs = jobs_of(run)
-    run.hold(jobs)  # and class 0 stays held until Slurm's warning wakes it
+    run.hold(jobs)
 
-    cluster.stop_daemon("slurmctld", signal.SIGTERM)
+    cluster.stop_daemon("slurmctld", signal.SIGKILL)
     assert "Slurm does not answer" in run.call("status", run.root, code=7)
+    assert "Unable to contact slurm controller" in run.submit(code=6)
+    cluster.send(jobs[3], signal.SIGCONT)  # and it ends while nobody listens
+    cluster.wait(lambda: not cluster.processes(jobs[3]), "the end of class 3")
     cluster.up()
-    cluster.send(jobs[2], signal.SIGCONT)
 
-    # A writer of results was killed, its half a file is left; then the task is requeued.
-    (run.root / "launch" / "work" / f"{jobs[3]}_0_result.pkl.save_tmp").write_bytes(b"half a")
-    cluster.run("scontrol", "requeue", jobs[3])
+    # Slurm looks at time limits every 30 s, and warns up to 30 s early.
+    cluster.run("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=2")
+    cluster.run("scontrol", "update", f"JobId={jobs[1]}", "TimeLimit=1")
 
     # A node is lost to Slurm, which starts its task elsewhere, while the old process goes on there.
-    node, lost = cluster.queue()[jobs[1]].node, cluster.processes(jobs[1])
+    node, lost = cluster.queue()[jobs[2]].node, cluster.processes(jobs[2])
     cluster.stop_daemon(node, signal.SIGKILL)
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     for process in lost:
@@ -87,10 +96,16 @@ def test_timed_out_controller_restarted_stale_result_node_lost(
 
     cluster.wait_empty()
     cluster.up()
-    rows = run.tasks(code=0)
-    assert {row["state"] for row in rows.values()} == {"done"}
-    assert all(rows[RECOVERY[index]]["restarts"] >= 1 for index in (0, 1, 3))
+    rows = run.tasks(code=4)
+    assert [rows[name]["state"] for name in RECOVERY] == ["done", "failed", "done", "done"]
+    assert rows[RECOVERY[1]]["word"].startswith("TIMEOUT")
+    assert (
+        rows[RECOVERY[0]]["restarts"] == 1 and rows[RECOVERY[2]]["restarts"] >= 1 and not rows[RECOVERY[3]]["restarts"]
+    )
     assert "(19 remaining timeouts)" in next((run.root / "logs").glob("recover-00000-00000.*.r0.log")).read_text()
+    run.submit()
+    cluster.wait_empty()
+    assert set(run.states(code=0).values()) == {"done"}
     assert run.distilled() == expected
 
 

@@ -77,8 +77,8 @@ def test_where_slurm_is_missing_the_packages_are_named(tmp_path: Path) -> None:
         capture_output=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert "apt-get install --no-install-recommends munge slurmctld slurmd slurm-client" in done.stderr
+    assert done.returncode == 4
+    assert "apt-get install --no-install-recommends munge slurmctld slurmd slurm-client\n" in done.stderr
 
 
 def test_status_and_down_of_no_cluster(tmp_path: Path) -> None:

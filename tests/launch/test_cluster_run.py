@@ -1,6 +1,8 @@
 """Whole runs on a real Slurm cluster."""
 
+import os
 import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from slurm_cluster import Cluster
 
 pytest_plugins = ["slurm_cluster", "cluster_runs"]
+
+SLURM = Path(__file__).parents[2] / "slurm"
 
 
 def test_submitted_followed_finished(accounted_cluster: "Cluster", start: "Start", expected: dict[str, bytes]) -> None:
@@ -44,11 +48,15 @@ def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "Launched
 
 
 @pytest.mark.parametrize(
-    ("where", "state", "word"),
-    [("cluster", "lost", "never started"), ("accounted_cluster", "failed", "CANCELLED")],
+    ("where", "told", "state", "word"),
+    [
+        ("cluster", False, "lost", "never started"),
+        ("cluster", True, "failed", "cancelled"),
+        ("accounted_cluster", False, "failed", "CANCELLED"),
+    ],
 )
 def test_a_job_that_slurm_has_forgotten(
-    request: pytest.FixtureRequest, selected: "LaunchedRun", where: str, state: str, word: str
+    request: pytest.FixtureRequest, selected: "LaunchedRun", where: str, told: bool, state: str, word: str
 ) -> None:
     cluster: Cluster = request.getfixturevalue(where)
     run, wanted = replace(selected, cluster=cluster), ("--stages", "recover", "--classes", "1-1")
@@ -56,9 +64,37 @@ def test_a_job_that_slurm_has_forgotten(
         cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
         run.submit(*wanted)
         job = run.tasks(code=3)["recover 00001-00001"]["job"]
-        assert f"recover-00001-00001: {job} cancelled" in run.call("cancel", run.root)
+        if told:
+            assert f"recover-00001-00001: {job} cancelled" in run.call("cancel", run.root)
+        else:
+            cluster.run("scancel", job)
         cluster.wait(lambda: job not in cluster.queue(), "the job to be forgotten")
         row = run.tasks(code=4)["recover 00001-00001"]
         assert (row["state"], row["word"]) == (state, word)
         assert "toy-recover-00001-00001, 1 task" in run.submit(*wanted)
         run.call("cancel", run.root)
+
+
+def test_the_plain_scripts(selected: "LaunchedRun", expected: dict[str, bytes], undisturbed: Path) -> None:
+    """Without the launcher: one stage behind the other, and a task that is told to stop goes on in a new turn."""
+    cluster, root = selected.cluster, selected.root
+    (trial,) = (folder.name for folder in (root / "evaluate").iterdir())
+    shutil.rmtree(root / "evaluate")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    small = ("--cpus-per-task=1", "--mem=500M", "--gpus-per-node=0", f"--export=ALL,OMP_NUM_THREADS=1,PATH={path}")
+
+    def sbatch(stage: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
+        script = SLURM / f"{stage}.sbatch"
+        return cluster.submit(*small, f"--chdir={root}", *options, script, selected.config, root, *arguments)
+
+    recover = sbatch("recover", "4", "2", options=("--array=0-1%2",))
+    aggregate = sbatch("aggregate", options=(f"--dependency=afterok:{recover}",))
+    evaluate = sbatch("evaluate", trial, options=("--array=0", f"--dependency=afterok:{aggregate}"))
+    cluster.wait(selected.checkpoint(2).exists, "class 2 at work")
+    cluster.send(f"{recover}_1", signal.SIGTERM)
+    cluster.wait_empty()
+    assert [cluster.state(job) for job in (f"{recover}_1", aggregate, f"{evaluate}_0")] == ["COMPLETED"] * 3
+    assert "stopped as asked to" in (root / f"delt-recover-{recover}_1.out").read_text()
+    assert selected.distilled() == expected
+    again = root / "evaluate" / trial / "history.csv"
+    assert again.read_bytes() == (undisturbed / "evaluate" / trial / "history.csv").read_bytes()

@@ -4,8 +4,11 @@ import pytest
 
 from delt_hpc.errors import UserError
 from delt_hpc.launch import cancel, logs
-from delt_hpc.launch.plan import Task, Trial
+from delt_hpc.launch.plan import Task
+from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.status import Row
+from delt_hpc.run_folder import RunFolder
+from delt_hpc.trial import Trial
 
 TRIAL = Trial("convnet3", 1, "random-soft")
 ROWS = [
@@ -66,12 +69,13 @@ def test_a_task_without_a_log_of_its_own_shows_what_its_job_wrote(tmp_path: Path
 
 
 def test_what_is_live_is_cancelled_by_stage_and_classes() -> None:
-    assert cancel.chosen(ROWS, None, None) == [ROWS[1], ROWS[3]]
-    assert cancel.chosen(ROWS, ("evaluate",), None) == [ROWS[3]]
-    assert cancel.chosen(ROWS, None, (3, 20)) == [ROWS[1]]
-    assert cancel.chosen(ROWS, None, (4, 20)) == []
+    assert cancel.chosen(ROWS, None, ()) == [ROWS[1], ROWS[3]]
+    assert cancel.chosen(ROWS, ("evaluate",), ()) == [ROWS[3]]
+    assert cancel.chosen(ROWS, None, [(3, 20)]) == [ROWS[1]]
+    assert cancel.chosen(ROWS, None, [(4, 20)]) == []
+    assert cancel.chosen(ROWS, None, [(0, 0), (7, 8)]) == [ROWS[1]]
 
 
-def test_a_process_of_another_host_cannot_be_cancelled_from_here() -> None:
+def test_a_process_of_another_host_cannot_be_cancelled_from_here(tmp_path: Path) -> None:
     there = Row(Task("select"), "running", executor="local", job="1", node="elsewhere")
-    assert cancel.cancel([there]) == [there]
+    assert cancel.cancel(LaunchFolder(RunFolder(tmp_path)), [there]) == [there]

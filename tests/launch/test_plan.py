@@ -58,13 +58,16 @@ def test_only_what_is_missing_is_joined_across_no_gap() -> None:
 
 def test_a_class_range_takes_rank_and_recover_alone_and_cuts_no_batch() -> None:
     given = config("recover.batch_size=6")
-    jobs = plan.jobs(given, GPU, 10, only=(2, 5))
+    jobs = plan.jobs(given, GPU, 10, only=[(2, 5)])
     assert [(job.stage, job.tasks[0].unit, job.tasks[-1].unit) for job in jobs] == [
         ("rank", "00002-00003", "00004-00005"),
         ("recover", "00002-00003", "00004-00005"),
     ]
     with pytest.raises(UserError, match="cut the recovery batch"):
-        plan.jobs(given, GPU, 10, only=(3, 5))
+        plan.jobs(given, GPU, 10, only=[(3, 5)])
+    wide = profile.parse({"classes_per_task": 10}, "x")
+    (job,) = plan.jobs(given, wide, 10, only=[(0, 1), (4, 7)], stages=("recover",))
+    assert [task.classes for task in job.tasks] == [(0, 1), (4, 7)]
 
 
 def test_evaluation_is_a_task_for_each_student_seed_and_arm() -> None:

@@ -37,6 +37,9 @@ def test_a_stage_overrides_what_it_names_and_inherits_the_rest() -> None:
         ({"sbatch": ["exclude=n3"]}, "x.yaml: sbatch"),
         ({"environment": {"A-B": "1"}}, "x.yaml: environment"),
         ({"environment": {"A": 1}}, "x.yaml: environment.A: 1"),
+        ({"scratch": '"/tmp"'}, "x.yaml: scratch"),
+        ({"minutes": 3, "signal_seconds": 61}, "x.yaml: minutes: 3: a task would be told to stop before it has begun"),
+        ({"stages": {"rank": {"minutes": 3}}}, "stages.rank.minutes: 3: a task would be told to stop before it has"),
         ([], "x.yaml: the whole"),
     ],
 )
@@ -44,6 +47,12 @@ def test_what_is_wrong_is_named(tree: object, said: str) -> None:
     with pytest.raises(UserError) as caught:
         profile.parse(tree, "x.yaml")
     assert said in str(caught.value)
+
+
+def test_a_task_needs_time_before_it_is_told_to_stop() -> None:
+    assert profile.parse({"minutes": 3, "signal_seconds": 60}, "x").minutes == 3
+    with pytest.raises(UserError, match=r"at least 4 with signal_seconds = 61$"):
+        profile.parse({"minutes": 3, "signal_seconds": 61, "stages": {"rank": {"minutes": 9}}}, "x")
 
 
 def test_all_problems_at_once() -> None:
@@ -61,6 +70,9 @@ def test_a_file_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("partition: long\n")
     assert profile.load(str(path)).partition == "long"
+    path.write_text("cpus: 2\ncpus: 4\n")
+    with pytest.raises(UserError, match="key `cpus` stands twice"):
+        profile.load(str(path))
     path.write_text("partition: [\n")
     with pytest.raises(UserError, match="no readable YAML"):
         profile.load(str(path))

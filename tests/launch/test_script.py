@@ -3,14 +3,18 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from delt_hpc.config import Stage
 from delt_hpc.launch import executor, plain, profile
 from delt_hpc.launch.profile import Profile
-from delt_hpc.launch.script import Script, request_program, requeue_on_request, text
+from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
+
+Sbatch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 GOLDEN = Path(__file__).parent / "golden"
 SLURM = Path(__file__).parents[2] / "slurm"
@@ -29,6 +33,7 @@ EXOTIC = {
     "environment": {"NAME": "with 'quotes' and $dollar"},
     "wckey": "key",
     "python": "nice python3",
+    "scratch": "$LOCAL/me",
 }
 
 
@@ -51,6 +56,7 @@ def example(site: Profile, stage: Stage, elements: int | None) -> str:
             after=("12", "15") if elements else (),
             folders=folders,
             before=("export SUBMITIT_EXECUTOR=slurm",),
+            compiled=f"'{root}/{COMPILED}'",
             after_command=requeue_on_request(f"{root}/launch/work") if site.contained else (),
         ),
         site,
@@ -105,16 +111,52 @@ def test_bash_can_read_it(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
+@pytest.fixture
+def sbatch(tmp_path: Path) -> Sbatch:
+    """Runs a script with arguments and variables, with a srun that is this shell text."""
+
+    def run(script: Path, *arguments: str, srun: str = 'echo "$@"', **environment: str) -> Any:
+        program = tmp_path / "bin" / "srun"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{srun}\n")
+        program.chmod(0o755)
+        given = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "TMPDIR": str(tmp_path)}
+        command = ["bash", str(script), *arguments]
+        return subprocess.run(command, env=given | environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
 @pytest.mark.parametrize(("element", "wanted"), [("0", "0-3"), ("2", "8-9")])
-def test_plain_ranges_end_with_the_last_class(tmp_path: Path, element: str, wanted: str) -> None:
-    """The script itself, with a srun that tells its arguments."""
-    srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\necho "$@"\n')
-    srun.chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_ARRAY_TASK_ID": element}
-    command = ["bash", str(SLURM / "recover.sbatch"), "my config", "/the run", "10", "4"]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert said.strip().endswith(f"delt-hpc recover my config --run /the run --classes {wanted} --quiet")
+def test_plain_ranges_end_with_the_last_class(sbatch: Sbatch, element: str, wanted: str) -> None:
+    done = sbatch(SLURM / "recover.sbatch", "my config", "/the run", "10", "4", SLURM_ARRAY_TASK_ID=element)
+    assert done.stdout.strip().endswith(f"delt-hpc recover my config --run /the run --classes {wanted} --quiet")
+
+
+@pytest.mark.parametrize(("element", "wanted"), [(None, "a-1-random-soft"), ("1", "b-2-random-soft"), ("2", "")])
+def test_a_plain_evaluation_takes_one_trial(sbatch: Sbatch, element: str | None, wanted: str) -> None:
+    array = {"SLURM_ARRAY_TASK_ID": element} if element else {}
+    done = sbatch(SLURM / "evaluate.sbatch", "c", "/the run", "a-1-random-soft", "b-2-random-soft", **array)
+    assert done.stdout.strip().endswith(f"delt-hpc evaluate c --run /the run --trial {wanted} --quiet")
+
+
+def test_compiled_kernels_lie_on_the_nodes_own_disk_while_the_task_lasts(sbatch: Sbatch, tmp_path: Path) -> None:
+    local = tmp_path / "of the node"
+    local.mkdir()
+    tell = (
+        'mkdir "$TRITON_CACHE_DIR"; printf "%s\\n" "$TRITON_CACHE_DIR" "$TORCHINDUCTOR_CACHE_DIR" "$DELT_COMPILE_CACHE"'
+    )
+    done = sbatch(SLURM / "select.sbatch", "c", "/the run", srun=f"{tell}; exit 5", SLURM_TMPDIR=str(local))
+    triton, inductor, compiled = done.stdout.splitlines()
+    assert Path(triton).parent.parent == Path(inductor).parent.parent == local
+    assert (Path(triton).parent.name.startswith("delt-hpc-7."), compiled) == (True, "/the run/compile-cache")
+    assert (done.returncode, list(local.iterdir())) == (5, [])
+
+
+def test_a_task_without_a_disk_of_its_node_does_not_begin(sbatch: Sbatch, tmp_path: Path) -> None:
+    done = sbatch(SLURM / "select.sbatch", "c", "/the run", SLURM_TMPDIR=str(tmp_path / "nowhere"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nowhere/delt-hpc-7." in done.stderr
 
 
 def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_code(tmp_path: Path) -> None:

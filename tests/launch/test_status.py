@@ -12,11 +12,12 @@ import pytest
 from delt_hpc import config_file
 from delt_hpc.launch import records, show, status
 from delt_hpc.launch.markers import Markers, class_count
-from delt_hpc.launch.plan import Task, trials, whole
+from delt_hpc.launch.plan import Task, whole
 from delt_hpc.launch.queue import Entry
 from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.status import Row
 from delt_hpc.run_folder import RunFolder, mark_done, write_text
+from delt_hpc.trial import trials
 
 CONFIG = config_file.load("digits", ["recover.batch_size=6", "evaluate.seeds=[1]"])  # two classes a batch
 CLASSES = 10
@@ -77,8 +78,8 @@ def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFol
     for folder in (run.teacher, run.rank, run.selected, run.distilled, run.report):
         mark_done(folder)
     recovered(run, *(task.unit for task in whole(CONFIG, "recover", CLASSES)))
-    for trial in trials(CONFIG):
-        mark_done(run.evaluation(trial.student, trial.seed, trial.arm))
+    for trial in trials(CONFIG.evaluate):
+        mark_done(trial.folder(run))
     os.utime(run.report / "done.json", (1e9, 1e9))
     assert row(run, Task("report")).state == "missing"
     os.utime(run.report / "done.json")
@@ -176,6 +177,10 @@ def ask(entry: Entry | None, *said: str) -> tuple[str, str]:
         (Entry("7", "CANCELLED"), ("started", "stopped"), "failed", "CANCELLED: stopped, state saved"),
         (Entry("7", "COMPLETED"), ("started", "done"), "failed", "COMPLETED: its results are not there"),
         (None, ("started", "failed"), "failed", "why"),
+        (None, ("cancelled",), "failed", "cancelled"),
+        (Entry("7", "CANCELLED"), ("started", "cancelled", "stopped"), "failed", "CANCELLED: stopped, state saved"),
+        (Entry("7", "CANCELLED"), ("started", "cancelled"), "failed", "CANCELLED"),
+        (Entry("7", "RUNNING", "n1"), ("started", "cancelled"), "running", "RUNNING"),
         (None, ("started",), "lost", "ended without a word"),
         (None, (), "lost", "never started"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from delt_hpc.config_file import dump, parse
+from delt_hpc.config_file import dump, load, parse
 from delt_hpc.errors import UserError
-from delt_hpc.launch import executor, local, records, submit
+from delt_hpc.launch import executor, local, records, submit, work
+from delt_hpc.launch.arguments import ranges_of
+from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder, exclusive
-from delt_hpc.launch.work import clear_stale
 from delt_hpc.run_folder import RunFolder, write_text
 
 TREE = {
@@ -42,6 +44,10 @@ def config(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
 def launch(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "delt_hpc.launch", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+
+def contents(folder: Path, suffix: str) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob(f"*{suffix}")}
 
 
 def test_dry_run_prints_the_scripts_where_no_slurm_is_and_writes_nothing(config: Path, tmp_path: Path) -> None:
@@ -107,6 +113,41 @@ def test_processes_stop_on_request_with_their_state_saved_and_go_on(config: Path
     assert "stopped as asked to, state saved" in launch("logs", run, "--failed").stdout
 
 
+def test_processes_of_this_machine_are_capped_and_give_the_same_bytes(config: Path, tmp_path: Path) -> None:
+    single, parallel = tmp_path / "single", tmp_path / "parallel"
+    small = ("--set", "recover.batch_size=2")  # a class a batch
+    chosen = ("--run", single, "--stages", "squeeze,rank,select,recover", *small)
+    before = launch("submit", config, "--cluster", "inline", *chosen)
+    assert before.returncode == 5, before.stderr  # later stages were not asked for
+    shutil.copytree(single, parallel, ignore=shutil.ignore_patterns("recover", "launch"))
+    done = launch("submit", parallel, "--cluster", "local", "--processes", "2", "--classes", "0-2")
+    assert done.returncode == 5, done.stderr
+    running, most = set(), 0
+    for name, _, word in (line.partition(": ") for line in done.stdout.splitlines()):
+        running = running | {name} if word == "started" else running - {name}
+        most = max(most, len(running))
+    assert most == 2
+    assert done.stdout.count(": ended\n") == 3
+    images, whole = contents(parallel / "recover", ".png"), contents(single / "recover", ".png")
+    assert len(images) == 6 and images.items() <= whole.items()
+
+
+def test_the_run_s_own_configuration_is_followed_and_not_changed_under_live_tasks(config: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    write_text(run.config, dump(load(str(config), ["recover.batch_size=2"])))
+    followed = launch("status", config, "--run", run.root, "--json")
+    assert {row["asked"] for row in json.loads(followed.stdout)["tasks"] if row["stage"] == "recover"} == {8}
+    task = Task("squeeze")
+    there = records.Submission("local", "local", "elsewhere", records.now(), "1", False, "squeeze", (task,), 4)
+    records.write_submission(LaunchFolder(run), there)
+    refused = launch("submit", config, "--cluster", "inline", "--run", run.root, "--stages", "rank")
+    assert refused.returncode == 6
+    assert (
+        "live jobs were submitted with another configuration:\n    recover.batch_size: made with 2, now 4"
+        in refused.stderr
+    )
+
+
 def test_a_stage_whose_input_is_neither_there_nor_coming_is_refused(config: Path, tmp_path: Path) -> None:
     done = launch("submit", config, "--cluster", "inline", "--run", tmp_path / "run", "--stages", "recover")
     assert done.returncode == 6
@@ -118,12 +159,22 @@ def test_mistakes_have_their_exit_code(config: Path, tmp_path: Path) -> None:
         ("submit", config, "--cluster", "nowhere"),
         ("plan", config, "--stages", "rest"),
         ("plan", config, "--classes", "3-1"),
+        ("plan", config, "--classes", "0-1,"),
+        ("plan", config, "--classes", "0-1,3-4"),  # 4 is beyond the last class
         ("plan", config, "--run", tmp_path / "run", "--classes", "1-2"),
         ("logs", config, "rest"),
     ):
         done = launch(*arguments)
         assert done.returncode == 2, done
         assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "ranges"),
+    [("3", ((3, 3),)), ("7-9, 0-1", ((0, 1), (7, 9))), ("2-3,0-1,3-5", ((0, 5),)), (None, ())],
+)
+def test_class_ranges_are_apart_and_in_order(text: str | None, ranges: tuple[tuple[int, int], ...]) -> None:
+    assert ranges_of(text, 10) == ranges
 
 
 def test_one_submission_at_a_time(tmp_path: Path) -> None:
@@ -148,12 +199,24 @@ def test_variables_stronger_than_scripts_are_warned_of() -> None:
     assert submit.warnings({"HOME": "/"}) == []
 
 
+def test_what_comes_when_the_work_is_over_does_not_requeue_it() -> None:
+    called: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))
+    try:
+        with work._user_signal(called, 60, lambda number, frame: None):
+            pass
+        signal.raise_signal(signal.SIGUSR2)
+        assert called == []
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_half_written_pickles_of_the_job_are_cleared(tmp_path: Path) -> None:
     mine = [tmp_path / "15_1_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl.save_tmp"]
     others = [tmp_path / "15_10_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl"]
     for path in (*mine, *others):
         path.touch()
-    clear_stale(tmp_path, "15_1")
+    work.clear_stale(tmp_path, "15_1")
     assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
 
 

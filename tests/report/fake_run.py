@@ -169,7 +169,7 @@ def write_evaluation(run: RunFolder, shape: Shape) -> None:
 
 def write_training(run: RunFolder, shape: Shape, student: str, seed: int, arm: Arm, final: float) -> None:
     images, labels = arm.split("-")
-    folder = run.evaluation(student, seed, arm)
+    folder = run.evaluate / f"{student}-{seed}-{arm}"
     result = {"student": student, "seed": seed, "arm": arm, "images": images, "labels": labels}
     result |= {"final": final, "best": final + 0.5, "best_epoch": shape.epochs - 5, "ema": final + 0.25}
     result |= {"epochs": shape.epochs, "train_images": 100, "parameters": 320010, "seconds": 6.5, "device": "cpu"}

@@ -131,7 +131,7 @@ def test_nothing_but_a_data_set_names_every_stage_to_run(tmp_path: Path) -> None
 def test_a_whole_run_misses_nothing_but_the_evaluation_that_is_gone(tmp_path: Path, whole: Report) -> None:
     assert whole.missing == {}
     made = fake_run.write(tmp_path)
-    (made[1].evaluation("convnet3", 4663, "random-soft") / "done.json").unlink()
+    (made[1].evaluate / "convnet3-4663-random-soft" / "done.json").unlink()
     partial = content(made)
     assert list(partial.missing) == ["accuracy"]
     assert partial.missing["accuracy"].what == "1 of 12 trainings are not there yet: convnet3-4663-random-soft."
@@ -197,7 +197,7 @@ def test_samples_are_spread_over_classes_and_entry_rounds() -> None:
 @pytest.mark.parametrize("text", ["", "epoch,val_accuracy\n1,high\n", "epoch\n1\n"])
 def test_a_damaged_table_is_named(tmp_path: Path, text: str) -> None:
     made = fake_run.write(tmp_path)
-    history = made[1].evaluation("convnet3", 3407, "distilled-soft") / "history.csv"
+    history = made[1].evaluate / "convnet3-3407-distilled-soft" / "history.csv"
     history.write_text(text)
     with pytest.raises(UserError) as error:
         content(made)

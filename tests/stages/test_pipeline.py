@@ -15,6 +15,8 @@ from torchvision.datasets import ImageFolder
 from delt_hpc import distilled, ranking, teacher
 from delt_hpc.context import Context
 from delt_hpc.convnet import ConvNet
+from delt_hpc.pipeline import run_stages
+from delt_hpc.trial import Trial
 
 
 def test_the_distilled_set_is_an_image_folder_with_the_data_set_s_own_class_names(finished: Context) -> None:
@@ -66,6 +68,16 @@ def test_every_student_seed_and_arm_has_its_result(finished: Context) -> None:
         assert 0 <= result["final"] <= result["best"] <= 100
         assert 0 <= result["ema"] <= 100
         assert result["train_images"] == 12
+
+
+def test_a_trial_alone_gives_what_it_gives_among_all(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(finished.run.root, root, ignore=shutil.ignore_patterns("evaluate", "report", "recover"))
+    run_stages(start(root, ()), ("evaluate",), trial=Trial("convnet3", 2, "random-soft"))
+    (alone,) = (root / "evaluate").iterdir()
+    assert alone.name == "convnet3-2-random-soft"
+    among = finished.run.evaluate / alone.name
+    assert (alone / "history.csv").read_text() == (among / "history.csv").read_text()
 
 
 def test_timing_has_a_row_a_unit_and_round(finished: Context) -> None:
