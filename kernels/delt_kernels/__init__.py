@@ -1,1 +1,4 @@
-"""Operators of the recovery step. Holds none yet: the plain engine needs only PyTorch."""
+"""Fused operators of a recovery iteration, with plain PyTorch forms: docs/kernels.md.
+
+One operator each: bn_stats, stem, head, crop_resize, adam. Over a network: teacher. Shared: segments, forms.
+"""
