@@ -24,13 +24,10 @@ test: $(READY) ## all tests that run on this machine
 	$(BIN)/python -m pytest
 
 cluster-test: $(READY) ## the launcher on a real Slurm of several nodes on this machine (slurm/README.md)
-	REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/launch
+	REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/launch --durations=10
 
 gpu-check: $(READY) ## every check that needs a GPU, and its benchmarks, into gpu-check/
-	mkdir -p gpu-check
-	$(BIN)/python -m pytest -m gpu -s --junitxml=gpu-check/tests.xml
-	$(BIN)/delt-hpc bench loading --threads 1,4,16 --images 4096 --out gpu-check
-	$(BIN)/delt-hpc bench ranking --images 128 --out gpu-check
+	.ci/gpu-check $(BIN)/python gpu-check
 
 lint: $(READY) ## style and types
 	$(BIN)/ruff check .

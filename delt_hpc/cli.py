@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from delt_hpc import interruption
+from delt_hpc.bench.kernel_command import bench_kernels
 from delt_hpc.config import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
@@ -43,6 +44,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only re
 Classes = Annotated[
     str | None, typer.Option("--classes", metavar="A-B", help="Class indices from A to B, both included.")
 ]
+TrialId = Annotated[
+    str | None, typer.Option("--trial", metavar="STUDENT-SEED-ARM", help="Only this one, e.g. resnet18-1-random-soft.")
+]
 
 
 @app.command()
@@ -54,7 +58,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Run all stages; what is finished is skipped, what was interrupted goes on."""
-    _execute(config, run_folder, overrides, quiet, _stages(stages) if stages is not None else None, None)
+    _execute(config, run_folder, overrides, quiet, _stages(stages) if stages is not None else None)
 
 
 def _stage_command(stage: Stage, text: str) -> None:
@@ -66,10 +70,18 @@ def _stage_command(stage: Stage, text: str) -> None:
             _execute(config, run_folder, overrides, quiet, (stage,), classes)
 
         app.command(stage, help=text)(ranged)
+    elif stage == "evaluate":
+
+        def tried(
+            config: Source, run_folder: Run = None, overrides: Set = None, trial: TrialId = None, quiet: Quiet = False
+        ) -> None:
+            _execute(config, run_folder, overrides, quiet, (stage,), trial=trial)
+
+        app.command(stage, help=text)(tried)
     else:
 
         def whole(config: Source, run_folder: Run = None, overrides: Set = None, quiet: Quiet = False) -> None:
-            _execute(config, run_folder, overrides, quiet, (stage,), None)
+            _execute(config, run_folder, overrides, quiet, (stage,))
 
         app.command(stage, help=text)(whole)
 
@@ -84,6 +96,21 @@ for _stage, _text in {
     "report": "Stage 7: one page with all results.",
 }.items():
     _stage_command(_stage, _text)  # type: ignore[arg-type]
+
+
+@app.command()
+def warmup(config: Source, run_folder: Run = None, overrides: Set = None) -> None:
+    """Compile what recovery needs, once, and pack it for the tasks of this run (compile-cache/ in its folder)."""
+    from delt_hpc import config_file  # noqa: PLC0415
+
+    loaded = config_file.load(config, overrides or ())
+    from delt_hpc.run_folder import RunFolder  # noqa: PLC0415
+    from delt_hpc.warmup import warmup as warm  # noqa: PLC0415
+
+    done = warm(loaded, RunFolder(_root(config, run_folder, loaded)))
+    start = "warm" if done.was_there else "cold"
+    typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), everything in {done.seconds:.1f} s")
+    typer.echo(f"packed in {done.folder}")
 
 
 @app.command()
@@ -166,6 +193,9 @@ def bench_ranking(
     typer.echo(f"table: {out}/ranking.csv")
 
 
+bench_app.command("kernels")(bench_kernels)
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -179,13 +209,16 @@ def _execute(
     overrides: list[str] | None,
     quiet: bool,
     stages: tuple[Stage, ...] | None,
-    classes: str | None,
+    classes: str | None = None,
+    trial: str | None = None,
 ) -> None:
     from delt_hpc import config_file  # noqa: PLC0415
+    from delt_hpc import trial as trials  # noqa: PLC0415
 
     config = config_file.load(source, overrides or ())
-    root = run_folder or (Path(source) if Path(source).is_dir() else Path("runs") / config.name)
+    root = _root(source, run_folder, config)
     wanted = _range(classes) if classes is not None else None
+    only = trials.find(trial, config.evaluate) if trial is not None else None
     # After the configuration, so that its errors are told at once.
     from delt_hpc import pipeline  # noqa: PLC0415
     from delt_hpc.progress import Reporter  # noqa: PLC0415
@@ -193,7 +226,7 @@ def _execute(
     try:
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
         with interruption.heeding():
-            pipeline.run_stages(context, stages or config.stages, wanted)
+            pipeline.run_stages(context, stages or config.stages, wanted, only)
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -206,6 +239,11 @@ def _execute(
         typer.echo("stopped as asked to; the same command goes on from here", err=True)
         raise typer.Exit(interruption.EXIT_CODE) from None
     _conclude(config, root, stages or config.stages)
+
+
+def _root(source: str, run_folder: Path | None, config: Config) -> Path:
+    """The run folder: as given, the source if it is one, or below runs/."""
+    return run_folder or (Path(source) if Path(source).is_dir() else Path("runs") / config.name)
 
 
 def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:

@@ -20,6 +20,7 @@ Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ScorePrecision = Literal["auto", "float32", "bfloat16", "float16"]
+RecoverPrecision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -106,7 +107,15 @@ class Select(Section):
 
 
 class Recover(Section):
-    engine: Literal["reference"] = value("reference", "which engine optimises")
+    engine: Literal["packed", "reference"] = value("packed", "packed: many batches in a pass; reference: its oracle")
+    precision: RecoverPrecision = value(
+        "auto", "of the network, images stay in float32; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    loss_scale: Rate = value(1024.0, "factor of the loss under float16, so that small gradients are not lost")
+    deterministic: bool = value(False, "the same bytes for any number of tasks and restarts on a GPU too (slower)")
+    segments: Positive | Literal["auto"] = free("auto", "batches in a pass; auto: what fits in a GPU, one on a CPU")
+    kernels: Literal["auto", "fused", "plain"] = free("auto", "Triton kernels, or plain PyTorch; auto: Triton on a GPU")
+    compile: bool | Literal["auto"] = free("auto", "torch.compile of the network; auto: on a GPU")
     init: Literal["selected", "noise"] = value("selected", "start from the selected images or from Gaussian noise")
     batching: Literal["by_class", "mixed"] = value("by_class", "whole classes a batch, or one image of each class")
     batch_size: Positive = value(100, "images optimised together")
@@ -123,7 +132,7 @@ class Recover(Section):
     milestone: Annotated[float, Field(gt=0, le=1)] = value(1.0, "share of the run after which crops are smallest")
     jitter: Annotated[int, Field(ge=0)] = value(0, "largest roll in each direction, pixels")
     image_format: Literal["jpeg", "png", "jpeg75"] = value("jpeg", "quality 95 4:4:4; lossless; published quality 75")
-    checkpoint_every: Positive = free(200, "iterations between two checkpoints inside a batch")
+    checkpoint_seconds: NotNegative = free(180.0, "seconds between two checkpoints of the batches on their way")
 
     @property
     def round_length(self) -> int:
@@ -133,6 +142,10 @@ class Recover(Section):
     def rounds(self) -> int:
         """M = T / RI"""
         return self.iterations // self.round_length
+
+    def compiles_on(self, device: str) -> bool:
+        """Is the network compiled on a device of that type?"""
+        return device == "cuda" if self.compile == "auto" else self.compile
 
 
 class Evaluate(Section):

@@ -19,14 +19,24 @@ from delt_hpc.run_folder import writing
 SUFFIX = {"jpeg": ".jpg", "jpeg75": ".jpg", "png": ".png"}
 
 
-def selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: Spec) -> tuple[Tensor, list[str]]:
-    """The selected real images of the batch, in its order: float32 [N, 3, S, S], and their paths in the training set.
+def selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: Spec) -> Tensor:
+    """The selected real images of the batch, in its order: float32 [N, 3, S, S].
 
     Args:
         table: selected.csv.
     """
-    rows = table.set_index(["class_index", "number"]).loc[[(e.class_index, e.number) for e in batch.entries]]
-    return torch.cat(list(images(folder, rows["file"].tolist(), spec, 64))), rows["img_path"].tolist()
+    return torch.cat(list(images(folder, _rows(batch, table)["file"].tolist(), spec, 64)))
+
+
+def sources(batch: Batch, table: pd.DataFrame) -> list[str]:
+    """Their paths in the training set."""
+    paths: list[str] = _rows(batch, table)["img_path"].tolist()
+    return paths
+
+
+def _rows(batch: Batch, table: pd.DataFrame) -> pd.DataFrame:
+    wanted = [(entry.class_index, entry.number) for entry in batch.entries]
+    return table.set_index(["class_index", "number"]).loc[wanted]
 
 
 def noise(batch: Batch, spec: Spec, *key: Key) -> Tensor:

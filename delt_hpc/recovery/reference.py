@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,38 +14,9 @@ from delt_hpc.recovery.augmentation import draw_view, look
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.objective import Objective
 from delt_hpc.recovery.schedule import Schedule
+from delt_hpc.recovery.state import State
 
 EPSILON = 1e-8  # Adam's
-
-
-@dataclass
-class State:
-    """All that a batch is between two iterations; `t` iterations are done.
-
-    Attributes:
-        images: float [N, 3, S, S], normalised, rows in the batch's order.
-        first, second: Adam's moments, as images.
-        cross_entropy: last value of each image [N].
-        curve: one row an iteration: t, round, active, lr, smallest crop, loss, cross-entropy, BatchNorm part.
-        round_seconds: seconds spent in each round.
-    """
-
-    images: Tensor
-    first: Tensor
-    second: Tensor
-    cross_entropy: Tensor
-    t: int = 0
-    curve: list[tuple[float, ...]] = field(default_factory=list)
-    round_seconds: list[float] = field(default_factory=list)
-
-    @staticmethod
-    def start(images: Tensor) -> "State":
-        return State(
-            images.clone(),
-            torch.zeros_like(images),
-            torch.zeros_like(images),
-            images.new_full((len(images),), torch.nan),
-        )
 
 
 def recover(
@@ -86,8 +56,7 @@ def recover(
             values = (loss.total.item(), loss.cross_entropy.item(), loss.batch_norm.item())
             state.curve.append((t, now, active, lr, smallest, *values))
             state.t += 1
-            state.round_seconds += [0.0] * (now + 1 - len(state.round_seconds))
-            state.round_seconds[now] += time.perf_counter() - began
+            state.spent(now, time.perf_counter() - began)
             after_iteration(state, active)
 
 

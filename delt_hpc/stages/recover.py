@@ -1,26 +1,29 @@
 """Recover: optimise the images of a class range, a folder of recover/ a batch, resumable inside a batch."""
 
-import io
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import Future
+from itertools import islice
 
-import pandas as pd
 import torch
 from torch import nn
 
-from delt_hpc import interruption, selection, teacher
+from delt_hpc import compile_cache, interruption, teacher
 from delt_hpc.context import Context
 from delt_hpc.errors import UserError
-from delt_hpc.recovery import images, reference
+from delt_hpc.progress import Bar
+from delt_hpc.recovery import fitting, packed, reference, tables
+from delt_hpc.recovery.background import Background
+from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import Batch, of_classes, plan
-from delt_hpc.recovery.reference import State
+from delt_hpc.recovery.drive import drive
+from delt_hpc.recovery.packing import Packing, Passenger, Pipeline, Room
+from delt_hpc.recovery.precision import Precision
 from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.run_folder import is_done, mark_done, stage_identity, stamp, write_csv, writing
-from delt_hpc.timing import Record, record
+from delt_hpc.recovery.state import State
+from delt_hpc.run_folder import is_done, stage_identity, stamp
 
-CHECKPOINT, IMAGES, CURVE = "checkpoint.pt", "images.csv", "curve.csv"
-CURVE_COLUMNS = ("iteration", "round", "active", "lr", "min_crop", "loss", "cross_entropy", "bn_loss")
-CURVE_POINTS = 200  # kept of a batch's iterations
+AHEAD = 2  # batches read ahead of a lane
 
 
 def recover(context: Context, classes: tuple[int, int] | None = None) -> None:
@@ -30,86 +33,140 @@ def recover(context: Context, classes: tuple[int, int] | None = None) -> None:
     every = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     batches = of_classes(every, first, last)
     stamp(run.recover, stage_identity(config, "recover", run))
-    wanted = [batch for batch in batches if not is_done(run.recover / batch.id)]
-    if not wanted:
+    folders = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done]
+    if not folders:
         return
     if config.recover.init == "selected" and not is_done(run.selected):
         raise UserError("no images are selected", where=str(run.selected), remedy="run the stage `select` first")
     network = teacher.load(run, context.dataset, context.device)
-    for batch in wanted:
-        interruption.check()
-        _recover_batch(context, batch, network)
-    context.reporter.say(f"recover: {len(wanted)} batch(es) of classes {first}-{last} finished")
-
-
-def _recover_batch(context: Context, batch: Batch, network: nn.Module) -> None:
-    config, spec = context.config, context.dataset.spec
-    folder = context.run.recover / batch.id
-    began = time.perf_counter()
-    initial, sources = _initial(context, batch)
-    waited = time.perf_counter() - began
-    state = _resume(folder / CHECKPOINT, context.device) or State.start(initial.to(context.device))
     schedule = Schedule.of(config.recover)
-    steps = [batch.active(schedule.round(t)) for t in range(schedule.iterations)]
-    with context.reporter.bar(f"recover {batch.id}", sum(steps)) as bar:
-        bar.resume(sum(steps[: state.t]))
+    title = f"recover {folders[0].batch.id}" if len(folders) == 1 else f"recover {len(folders)} batches"
+    total = sum(_image_iterations(folder.batch, schedule, schedule.iterations) for folder in folders)
+    with Background() as background, context.reporter.bar(title, total) as bar:
+        work = _Work(context, folders, background, bar)
+        if config.recover.engine == "reference":
+            _one_by_one(work, network)
+        else:
+            _packed(work, network, every)
+    context.reporter.say(f"recover: {len(folders)} batch(es) of classes {first}-{last} finished")
 
-        def after_iteration(state: State, active: int) -> None:
-            bar.advance(active, f"loss {state.curve[-1][5]:.3f}")
-            due = state.t % config.recover.checkpoint_every == 0 or interruption.requested()
-            if due and state.t < schedule.iterations:
-                _save(state, folder / CHECKPOINT)
+
+def _image_iterations(batch: Batch, schedule: Schedule, iterations: int) -> int:
+    """Of a batch's first iterations."""
+    length = schedule.round_length
+    return sum(batch.active(now) * min(length, max(0, iterations - now * length)) for now in range(schedule.rounds))
+
+
+class _Clock:
+    """Says when the next checkpoint is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._last = seconds, time.monotonic()
+
+    def due(self) -> bool:
+        """Is it time, or is the work asked to stop?"""
+        return time.monotonic() - self._last >= self._seconds or interruption.requested()
+
+    def reset(self) -> None:
+        self._last = time.monotonic()
+
+
+def _one_by_one(work: "_Work", network: nn.Module) -> None:
+    """By the reference engine."""
+    context, config = work.context, work.context.config
+    clock = _Clock(config.recover.checkpoint_seconds)
+    for folder in sorted(work.folders.values(), key=lambda folder: folder.batch.id not in work.states):
+        interruption.check()
+        state = work.load(folder.batch).on(context.device)
+
+        def after_iteration(state: State, active: int, folder: BatchFolder = folder) -> None:
+            work.bar.advance(active, f"loss {state.curve[-1][5]:.3f}")
+            if clock.due() and state.t < config.recover.iterations:
+                work.background.write(folder.save, state.on(torch.device("cpu")))
+                clock.reset()
                 interruption.check()
 
-        key = (config.seed, "recover", batch.id)
-        reference.recover(state, batch, network, config.recover, spec, key, after_iteration)
-    images.write(batch, state.images, spec, config.recover.image_format, folder)
-    _write_tables(context, batch, state, sources, folder)
-    for now, seconds in enumerate(state.round_seconds):
-        active = batch.active(now)
-        row = Record("recover", batch.id, seconds, active, active * schedule.round_length, now)
-        record(context.run, row, context.device)
-    mark_done(folder, {"seconds": sum(state.round_seconds), "data_wait_s": waited})
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+        key = tables.draw_key(config.seed, folder.batch)
+        reference.recover(state, folder.batch, network, config.recover, context.dataset.spec, key, after_iteration)
+        work.finish(folder.batch, state, 0.0)
 
 
-def _initial(context: Context, batch: Batch) -> tuple[torch.Tensor, list[str]]:
-    """First images of the batch, and the real image each comes from."""
-    if context.config.recover.init == "noise":
-        return images.noise(batch, context.dataset.spec, context.config.seed, "noise"), [""] * len(batch.entries)
-    table = selection.read(context.run.selected)
-    return images.selected(batch, context.run.selected, table, context.dataset.spec)
+def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch]) -> None:
+    """By the packed engine."""
+    context, config, spec = work.context, work.context.config.recover, work.context.dataset.spec
+    compile_cache.unpack(compile_cache.folder(context.run.root, context.device))
+    precision = Precision.of(config, context.device)
+    fused = packed.fuse(network, config, precision)
+    batches = [folder.batch for folder in work.folders.values()]
+    segments = fitting.segments(config, fused, precision, spec, every, len(batches), context.device)
+    packing = Packing.of(len(batches), config.rounds, segments, config.deterministic)
+    room = Room.of(every, packing)
+    engine = packed.Engine(fused, config, spec, context.config.seed, packing, room, precision, device=context.device)
+    # Under `deterministic` a batch's lane must not depend on which others are still to do.
+    lanes = {batch.id: i % packing.width for i, batch in enumerate(every if config.deterministic else batches)}
+    waiting = [
+        Passenger(batch, lanes[batch.id], work.states[batch.id].t if batch.id in work.states else 0)
+        for batch in batches
+    ]
+    pipeline, clock, note = Pipeline(waiting, packing, Schedule.of(config)), _Clock(config.checkpoint_seconds), ""
+
+    def load(passenger: Passenger) -> State:
+        state = work.load(passenger.batch)
+        work.read_ahead([coming.batch for coming in islice(pipeline.due(), AHEAD * packing.width)])
+        return state
+
+    def finish(passenger: Passenger, state: State) -> None:
+        work.finish(passenger.batch, state, engine.first_seconds if config.compiles_on(context.device.type) else 0.0)
+
+    def after_iteration(images: int) -> bool:
+        work.bar.advance(images, note)
+        return clock.due()
+
+    def between(travelling: Sequence[tuple[Passenger, State]]) -> None:
+        nonlocal note
+        losses = [state.curve[-1][5] for _, state in travelling if state.curve]
+        note = f"loss {sum(losses) / len(losses):.3f}" if losses else ""
+        if clock.due():
+            for passenger, state in travelling:
+                work.background.write(work.folders[passenger.batch.id].save, engine.snapshot(passenger, state))
+            clock.reset()
+        interruption.check()
+
+    drive(engine, pipeline, load, finish, after_iteration, between)
 
 
-def _write_tables(context: Context, batch: Batch, state: State, sources: list[str], folder: Path) -> None:
-    schedule, image_format = Schedule.of(context.config.recover), context.config.recover.image_format
-    bn_loss = state.curve[-1][-1]
-    table = pd.DataFrame(
-        {
-            "class_index": entry.class_index,
-            "number": entry.number,
-            "file": images.file_of(entry.class_index, entry.number, image_format),
-            "source": source,
-            "entry_round": entry.round,
-            "iterations": schedule.iterations - entry.round * schedule.round_length,
-            "cross_entropy": cross_entropy,
-            "bn_loss": bn_loss,
-        }
-        for entry, source, cross_entropy in zip(batch.entries, sources, state.cross_entropy.tolist(), strict=True)
-    )
-    table = table.sort_values(["class_index", "number"])
-    write_csv(folder / IMAGES, lambda file: table.to_csv(file, index=False))
-    curve = pd.DataFrame(state.curve, columns=list(CURVE_COLUMNS))
-    kept = curve[(curve.index % max(1, len(curve) // CURVE_POINTS) == 0) | (curve.index == len(curve) - 1)]
-    write_csv(folder / CURVE, lambda file: kept.to_csv(file, index=False))
+class _Work:
+    """What the engines have in common: the batches to do, their files, the progress."""
 
+    def __init__(self, context: Context, folders: Sequence[BatchFolder], background: Background, bar: Bar) -> None:
+        self.context, self.background, self.bar = context, background, bar
+        self.folders = {folder.batch.id: folder for folder in folders}
+        # Batches that were on their way: their checkpoints say how far they are.
+        self.states = {folder.batch.id: folder.load() for folder in folders if folder.started}
+        schedule = Schedule.of(context.config.recover)
+        bar.resume(sum(_image_iterations(self.folders[id_].batch, schedule, s.t) for id_, s in self.states.items()))
+        self._ahead: dict[str, Future[State]] = {}
+        self._waited: dict[str, float] = {}
+        self._compiled = False
 
-def _save(state: State, path: Path) -> None:
-    buffer = io.BytesIO()
-    torch.save(vars(state), buffer)
-    with writing(path) as file:
-        file.write(buffer.getbuffer())
+    def load(self, batch: Batch) -> State:
+        began = time.perf_counter()
+        if batch.id in self.states:
+            state = self.states.pop(batch.id)
+        elif batch.id in self._ahead:
+            state = self._ahead.pop(batch.id).result()
+        else:
+            state = self.folders[batch.id].load()
+        self._waited[batch.id] = time.perf_counter() - began
+        return state
 
+    def read_ahead(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            if batch.id not in self.states and batch.id not in self._ahead:
+                self._ahead[batch.id] = self.background.read(self.folders[batch.id].load)
 
-def _resume(path: Path, device: torch.device) -> State | None:
-    return State(**torch.load(path, map_location=device, weights_only=True)) if path.exists() else None
+    def finish(self, batch: Batch, state: State, compiled: float) -> None:
+        """Compilation counts once, for the first batch that is finished."""
+        seconds = 0.0 if self._compiled else compiled
+        self._compiled = True
+        self.background.write(self.folders[batch.id].finish, state, self._waited.pop(batch.id), seconds)

@@ -19,7 +19,13 @@ SETTINGS: dict[str, Any] = {
     "data": {"name": "toy", "size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
     "squeeze": {"epochs": 2, "warmup_epochs": 0, "batch_size": 16, "lr": 0.02},
     "select": {"ipc": 3},
-    "recover": {"iterations": 8, "round_iterations": 2, "batch_size": 6, "image_format": "png", "checkpoint_every": 1},
+    "recover": {
+        "iterations": 8,
+        "round_iterations": 2,
+        "batch_size": 6,
+        "image_format": "png",
+        "checkpoint_seconds": 0.0,
+    },
     "evaluate": {"epochs": 2, "seeds": [1, 2], "batch_size": 6, "validate_every": 1},
     "machine": {"device": "cpu", "workers": 0},
 }

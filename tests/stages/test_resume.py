@@ -14,7 +14,7 @@ from stages.conftest import Start, images_of
 from delt_hpc import config_file
 from delt_hpc.config import Config
 from delt_hpc.context import Context
-from delt_hpc.recovery import reference
+from delt_hpc.recovery import packed, reference
 
 
 class KillError(BaseException):
@@ -36,35 +36,62 @@ def stopping_at(call: int) -> Callable[..., object]:
     return stop
 
 
+@pytest.mark.parametrize("engine", ["packed", "reference"])
 @pytest.mark.parametrize("at", [1, 3, 8, 9, 15])
 def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
-    finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    start: Start,
+    undisturbed: Callable[[str], Context],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
+    engine: str,
 ) -> None:
-    """Two batches of eight iterations each; a checkpoint every third, so that some are done again."""
-    root, changes = tmp_path / "run", {"recover": {"checkpoint_every": 3}}
+    """Two batches of eight iterations each, a checkpoint after every one."""
+    module, name = (reference, "adam") if engine == "reference" else (packed, "adam_")
+    root, changes = tmp_path / "run", {"recover": {"checkpoint_seconds": 0.0, "engine": engine}}
     start(root, ("squeeze", "rank", "select"), changes)
-    original, calls = reference.adam, [0]
+    original, calls = getattr(module, name), [0]
 
-    def adam(*args: object) -> None:
+    def stopping(*args: object, **options: object) -> None:
         calls[0] += 1
         if calls[0] == at:
             raise KillError
-        original(*args)
+        original(*args, **options)
+
+    def counting(*args: object, **options: object) -> None:
+        calls[0] += 1
+        original(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "adam", adam)
+        patch.setattr(module, name, stopping)
         with pytest.raises(KillError):
             start(root, ("recover",), changes)
     calls[0] = 0
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "adam", lambda *args: (calls.__setitem__(0, calls[0] + 1), original(*args)))
+        patch.setattr(module, name, counting)
         run = start(root, ("recover", "aggregate"), changes).run
-    done = at - 1
-    kept = done // 8 * 8 + done % 8 // 3 * 3
-    assert calls[0] == 16 - kept
-    assert images_of(run.distilled) == images_of(finished.run.distilled)
-    assert (run.distilled / "manifest.csv").read_bytes() == (finished.run.distilled / "manifest.csv").read_bytes()
+    assert calls[0] == 16 - (at - 1)
+    whole = undisturbed(engine).run
+    assert images_of(run.distilled) == images_of(whole.distilled)
+    assert (run.distilled / "manifest.csv").read_bytes() == (whole.distilled / "manifest.csv").read_bytes()
     assert not list(run.recover.rglob("checkpoint.pt"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Context, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Context]:
+    """The whole run by either engine."""
+    by_reference: list[Context] = []
+
+    def of(engine: str) -> Context:
+        if engine == "packed":
+            return finished
+        if not by_reference:
+            stages = ("squeeze", "rank", "select", "recover", "aggregate")
+            root = tmp_path_factory.mktemp("reference")
+            by_reference.append(start(root, stages, {"recover": {"engine": "reference"}}))
+        return by_reference[0]
+
+    return of
 
 
 @pytest.mark.parametrize("stage", ["squeeze", "evaluate"])
@@ -101,7 +128,7 @@ def test_ended_processes_lose_nothing(
 ) -> None:
     """A signal, for real, as soon as a batch has a checkpoint; then the command again."""
     root, file = tmp_path / "run", tmp_path / "toy.yaml"
-    long = {"recover": {"iterations": 96, "round_iterations": 24, "checkpoint_every": 16}}
+    long = {"recover": {"iterations": 96, "round_iterations": 24, "checkpoint_seconds": 0.0}}
     file.write_text(config_file.dump(configure(long)), encoding="utf-8")
     undisturbed = start(tmp_path / "undisturbed", ("squeeze", "rank", "select", "recover", "aggregate"), long).run
     start(root, ("squeeze", "rank", "select"), long)

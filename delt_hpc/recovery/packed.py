@@ -1,0 +1,227 @@
+"""The packed engine: batches at different rounds in one pass, the whole iteration free of waiting for the host."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from delt_hpc.config import Recover
+from delt_hpc.data.specs import Spec
+from delt_hpc.errors import UserError
+from delt_hpc.recovery import tables
+from delt_hpc.recovery.packing import Packing, Passenger, Room
+from delt_hpc.recovery.precision import Precision, backends
+from delt_hpc.recovery.reference import EPSILON, pixel_box
+from delt_hpc.recovery.replay import Replay
+from delt_hpc.recovery.schedule import Schedule
+from delt_hpc.recovery.state import State
+from delt_hpc.recovery.tables import Layout
+from delt_kernels.adam import adam_
+from delt_kernels.crop_resize import crop_resize, crop_resize_backward
+from delt_kernels.segments import per_segment
+from delt_kernels.teacher import FusedTeacher
+
+LONGEST = 500  # iterations whose tables are made at once
+
+
+def fuse(teacher: nn.Module, recover: Recover, precision: Precision) -> FusedTeacher:
+    """The teacher as the engine runs it."""
+    return FusedTeacher(teacher, recover.first_bn_weight, recover.kernels, dtype=precision.network, channels_last=True)
+
+
+class Engine:
+    """Images, moments and tables of all batches on their way, at fixed places on the device.
+
+    The arithmetic of every batch is the reference engine's: its own view, statistics, loss, learning rate and step
+    count in every iteration.
+    """
+
+    def __init__(
+        self,
+        network: FusedTeacher,
+        recover: Recover,
+        spec: Spec,
+        seed: int,
+        packing: Packing,
+        room: Room,
+        precision: Precision,
+        *,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """
+        Args:
+            network: from `fuse`, on the device.
+            dtype: of images, moments, sums and losses: float32, or float64.
+        """
+        self._recover, self._spec, self._seed = recover, spec, seed
+        self._packing, self._room, self._precision = packing, room, precision
+        self._schedule, self._network = Schedule.of(recover), network
+        self._losses = self._plain_losses
+        if recover.compiles_on(device.type):
+            self._losses = torch.compile(self._plain_losses, fullgraph=True)
+
+        size, most = spec.size, room.most
+        rows = packing.segments * room.slot + (most if packing.padded else 0)
+        segments = packing.segments * (2 if packing.padded else 1)
+        longest = min(LONGEST, self._schedule.round_length)
+
+        def zeros(*shape: int, of: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(shape, dtype=of, device=device)
+
+        self._images, self._first, self._second = (zeros(rows, 3, size, size) for _ in range(3))
+        self._rows, self._labels = zeros(most, of=torch.int32), zeros(most, of=torch.int64)
+        self._shares, self._each = zeros(most), zeros(most)
+        self._offsets, self._live = zeros(segments + 1, of=torch.int32), zeros(segments)
+        self._views = zeros(longest, segments, 8, of=torch.int32)
+        self._steps = torch.zeros(longest * most * 2, dtype=dtype, device=device)
+        self._log = zeros(longest, 3, segments)
+        self._i = zeros(1, of=torch.int64)
+        self._low, self._high = (bound.flatten() for bound in pixel_box(spec, self._images))
+        self._replay = Replay(self._iteration, device)
+        self._device = device
+        self.first_seconds = 0.0  # of the first iteration: compilation, and the choice of algorithms
+
+    def enter(self, passenger: Passenger, state: State) -> None:
+        """Take a batch's images and moments in."""
+        part = self._slot(passenger)
+        self._images[part].copy_(state.images)
+        self._first[part].copy_(state.first)
+        self._second[part].copy_(state.second)
+
+    def snapshot(self, passenger: Passenger, state: State) -> State:
+        """What the batch is now, a copy on the CPU."""
+        part = self._slot(passenger)
+        images, first, second = (ours[part].to("cpu", copy=True) for ours in (self._images, self._first, self._second))
+        return State(
+            images,
+            first,
+            second,
+            state.cross_entropy.clone(),
+            passenger.t,
+            list(state.curve),
+            list(state.round_seconds),
+        )
+
+    def run(
+        self,
+        running: Sequence[Passenger],
+        states: Sequence[State],
+        iterations: int,
+        after_iteration: Callable[[int], bool],
+    ) -> int:
+        """Optimise the running batches for some iterations of one layout.
+
+        Args:
+            running: by place and lane.
+            states: theirs, on the CPU; get curve, cross-entropies, times. Images and moments stay here (`snapshot`).
+            iterations: at most those to the first end of a round.
+            after_iteration: called with the images of the pass; true ends the run early.
+
+        Returns:
+            iterations done, at least one.
+
+        Raises:
+            UserError: a loss is not a number.
+        """
+        iterations = min(iterations, LONGEST)
+        placed = tables.layout(running, self._packing, self._room, self._schedule)
+        began = time.perf_counter()
+        self._upload(placed, iterations)
+        active, done = sum(run.images for run in placed.runs if run.passenger), 0
+        with backends(self._precision.tf32, self._recover.deterministic):
+            while done < iterations:
+                self._replay(placed.images)
+                self._note_first(began)
+                done += 1
+                if after_iteration(active):
+                    break
+        log, each = self._log[:done].cpu(), self._each[: placed.images].cpu()  # waits for the device
+        self._note(placed, list(states), log, each, (time.perf_counter() - began) / max(1, active))
+        return done
+
+    def _note_first(self, began: float) -> None:
+        if not self.first_seconds:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.first_seconds = time.perf_counter() - began
+
+    def _slot(self, passenger: Passenger) -> slice:
+        first = passenger.slot * self._room.slot
+        return slice(first, first + len(passenger.batch.entries))
+
+    def _upload(self, placed: Layout, iterations: int) -> None:
+        """All that the iterations of this layout need from the host."""
+        images = placed.images
+        views = tables.views(placed, iterations, self._recover, self._spec, self._seed)
+        steps = tables.steps(placed, iterations, self._recover)
+        for ours, theirs in (
+            (self._rows[:images], placed.rows),
+            (self._labels[:images], placed.labels),
+            (self._shares[:images], placed.shares),
+            (self._offsets, placed.offsets),
+            (self._live, placed.live),
+            (self._views[:iterations], views),
+            (self._step_table(images)[:iterations], steps),
+        ):
+            ours.copy_(torch.from_numpy(np.ascontiguousarray(theirs)))
+        self._i.zero_()
+
+    def _step_table(self, images: int) -> Tensor:
+        """[longest, images, 2], the same place in memory for the same number of images."""
+        longest = len(self._views)
+        return self._steps[: longest * images * 2].view(longest, images, 2)
+
+    def _iteration(self, images: int) -> None:
+        """One iteration of all running batches. Reads and writes this object's tensors alone; never waits."""
+        rows, offsets = self._rows[:images], self._offsets
+        views = self._views.index_select(0, self._i)[0]
+        steps = self._step_table(images).index_select(0, self._i)[0]
+        seen = crop_resize(
+            self._images, views, rows, offsets, dtype=self._precision.network, form=self._recover.kernels
+        )
+        seen.requires_grad_()
+        cross_entropy, distance, each = self._losses(seen, offsets, self._labels[:images], self._shares[:images])
+        total = cross_entropy + self._recover.r_bn * distance
+        (slope,) = torch.autograd.grad((total * self._live).sum() * self._precision.loss_scale, seen)
+        gradient = crop_resize_backward(slope, views, offsets, form=self._recover.kernels)
+        if self._precision.loss_scale != 1:
+            gradient = gradient / self._precision.loss_scale
+        adam_(
+            self._images, self._first, self._second, gradient, rows, steps, self._low, self._high,
+            self._recover.betas, EPSILON, form=self._recover.kernels,
+        )  # fmt: skip
+        self._log.index_copy_(0, self._i, torch.stack([total, cross_entropy, distance]).detach()[None])
+        self._each[:images].copy_(each.detach())
+        self._i += 1
+
+    def _plain_losses(self, seen: Tensor, offsets: Tensor, labels: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
+        """Mean cross-entropy and BatchNorm distance of each segment [G], cross-entropy of each image [N]."""
+        logits, distance = self._network(seen, offsets)
+        each = F.cross_entropy(logits, labels, reduction="none")
+        return per_segment(each * shares, offsets), distance, each
+
+    def _note(self, placed: Layout, states: list[State], log: Tensor, each: Tensor, seconds_an_image: float) -> None:
+        """What the iterations gave, into the states of the batches."""
+        for segment, (run, first) in enumerate(zip(placed.runs, placed.offsets.tolist(), strict=False)):
+            if run.passenger is None:
+                continue
+            state, t, now = states.pop(0), run.passenger.t, self._schedule.round(run.passenger.t)
+            values = log[:, :, segment].tolist()
+            if not np.isfinite(values).all():
+                raise UserError(
+                    f"the loss of batch {run.passenger.batch.id} is not a number",
+                    where=f"iteration {t} to {t + len(values) - 1}",
+                    expected="finite losses",
+                    remedy="recover.precision: float32, or a smaller recover.loss_scale with float16; a checkpoint from"
+                    " before this is kept",
+                )
+            state.cross_entropy[: run.images] = each[first : first + run.images]
+            state.curve += [
+                (t + i, now, run.images, self._schedule.lr(t + i), self._schedule.smallest_crop(t + i), *row)
+                for i, row in enumerate(values)
+            ]
+            state.spent(now, seconds_an_image * run.images)
