@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: install demo test cluster-test gpu-check lint clean help
+# The oldest versions that the operators are for; torch brings triton 3.6.
+OLDEST := .venv-oldest
+
+.PHONY: install demo test test-oldest cluster-test gpu-check lint clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +26,14 @@ demo: $(READY) ## distil the embedded digits with the whole pipeline; a minute a
 test: $(READY) ## all tests that run on this machine
 	$(BIN)/python -m pytest
 
+test-oldest: $(OLDEST)/ready ## the operators with the oldest torch and triton they are for, in an environment of their own
+	PYTHONPATH=.:kernels $(OLDEST)/bin/python -m pytest tests/kernels
+
+$(OLDEST)/ready: Makefile
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 pytest
+	@touch $@
+
 cluster-test: $(READY) ## the launcher on a real Slurm of several nodes on this machine (slurm/README.md)
 	REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/launch --durations=10
 
@@ -34,5 +45,5 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove the environment and the demo's run and images
-	rm -rf $(VENV) runs/demo data/digits
+clean: ## remove the environments and the demo's run and images
+	rm -rf $(VENV) $(OLDEST) runs/demo data/digits

@@ -10,6 +10,7 @@ import typer
 
 from delt_hpc import interruption
 from delt_hpc.bench.kernel_command import bench_kernels
+from delt_hpc.bench.synthesis_command import bench_synthesis
 from delt_hpc.config import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
@@ -194,6 +195,7 @@ def bench_ranking(
 
 
 bench_app.command("kernels")(bench_kernels)
+bench_app.command("synthesis")(bench_synthesis)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,17 +8,17 @@ anything (`unpack`). The folder of a run holds one such pack for each kind of de
 import os
 import platform
 import tarfile
-from io import BytesIO
 from pathlib import Path
 
 import torch
 import triton
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from delt_hpc.run_folder import writing
 from delt_hpc.timing import device_name
 
 VARIABLE = "DELT_COMPILE_CACHE"
-INDUCTOR, KERNELS = "inductor.bin", "triton.tar"
+GRAPHS, FILES = "graphs.bin", "files.tar"
 
 
 def folder(run: Path, device: torch.device) -> Path:
@@ -31,36 +31,39 @@ def unpack(source: Path) -> bool:
 
     To be called before anything is compiled.
     """
-    if not (source / KERNELS).is_file():
+    if not (source / FILES).is_file():
         return False
-    kernels = kernel_cache()
-    kernels.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(source / KERNELS) as archive:
-        archive.extractall(kernels, filter="data")
-    artifacts = source / INDUCTOR
-    if artifacts.is_file():
-        torch.compiler.load_cache_artifacts(artifacts.read_bytes())
+    with tarfile.open(source / FILES) as archive:
+        for name, folder_ in _folders().items():
+            folder_.mkdir(parents=True, exist_ok=True)
+            members = [member for member in archive.getmembers() if member.name.startswith(f"{name}/")]
+            for member in members:
+                member.name = member.name.removeprefix(f"{name}/")
+            archive.extractall(folder_, members, filter="data")
+    if (source / GRAPHS).is_file():
+        torch.compiler.load_cache_artifacts((source / GRAPHS).read_bytes())
     return True
 
 
 def pack(target: Path) -> None:
-    """Write what this process compiled, and all compiled kernels in its cache folder, as a pack."""
+    """Write what this process compiled, and all compiled kernels in its cache folders, as a pack."""
     made = torch.compiler.save_cache_artifacts()
     if made is not None:
-        with writing(target / INDUCTOR) as file:
+        with writing(target / GRAPHS) as file:
             file.write(made[0])
-    buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        if kernel_cache().is_dir():
-            archive.add(kernel_cache(), arcname=".")
     # Last: it is what says that the pack is whole.
-    with writing(target / KERNELS) as file:
-        file.write(buffer.getbuffer())
+    with writing(target / FILES) as file, tarfile.open(fileobj=file, mode="w") as archive:
+        for name, folder_ in _folders().items():
+            for path in sorted(path for path in folder_.rglob("*") if path.is_file()):
+                inside = path.relative_to(folder_)
+                # Graphs travel in their own file, which can be loaded anywhere; locks do not travel.
+                if inside.parts[0] not in ("fxgraph", "aotautograd", "locks"):
+                    archive.add(path, f"{name}/{inside}")
 
 
-def kernel_cache() -> Path:
-    """Triton's cache folder."""
-    return Path(triton.knobs.cache.dir)
+def _folders() -> dict[str, Path]:
+    """Where Triton keeps kernels and Inductor compiled C++."""
+    return {"triton": Path(triton.knobs.cache.dir), "inductor": Path(cache_dir())}
 
 
 def _key(device: torch.device) -> str:

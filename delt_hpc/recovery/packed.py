@@ -62,6 +62,8 @@ class Engine:
         self._schedule, self._network = Schedule.of(recover), network
         self._losses = self._plain_losses
         if recover.compiles_on(device.type):
+            # Without it, graphs with an autograd.Function (sums of segments) are compiled anew in every process.
+            torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
             self._losses = torch.compile(self._plain_losses, fullgraph=True)
 
         size, most = spec.size, room.most

@@ -33,15 +33,23 @@ def test_without_a_pack_nothing_happens(tmp_path: Path) -> None:
     assert not compile_cache.unpack(tmp_path)
 
 
-def test_kernels_travel_in_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, other, pack = tmp_path / "one", tmp_path / "other", tmp_path / "pack"
-    (one / "key").mkdir(parents=True)
-    (one / "key" / "kernel.cubin").write_bytes(b"\x7fELF")
-    monkeypatch.setattr(compile_cache, "kernel_cache", lambda: one)
-    compile_cache.pack(pack)
-    monkeypatch.setattr(compile_cache, "kernel_cache", lambda: other)
-    assert compile_cache.unpack(pack)
-    assert (other / "key" / "kernel.cubin").read_bytes() == b"\x7fELF"
+def test_files_of_both_caches_travel_in_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"triton/key/kernel.cubin": b"\x7fELF", "inductor/ab/c.so": b"so", "inductor/triton/0/k/x.json": b"{}"}
+    left = {"inductor/fxgraph/ab/graph": b"", "inductor/locks/ab.lock": b""}
+    for name, content in (files | left).items():
+        path = tmp_path / "one" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def below(root: Path) -> dict[str, Path]:
+        return {"triton": root / "triton", "inductor": root / "inductor"}
+
+    monkeypatch.setattr(compile_cache, "_folders", lambda: below(tmp_path / "one"))
+    compile_cache.pack(tmp_path / "pack")
+    other = tmp_path / "other"
+    monkeypatch.setattr(compile_cache, "_folders", lambda: below(other))
+    assert compile_cache.unpack(tmp_path / "pack")
+    assert {str(path.relative_to(other)): path.read_bytes() for path in other.rglob("*") if path.is_file()} == files
 
 
 def test_a_short_run_has_the_same_rounds() -> None:

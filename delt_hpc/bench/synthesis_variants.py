@@ -1,0 +1,84 @@
+"""The ways to compute a recovery iteration that are measured beside each other."""
+
+from dataclasses import dataclass
+
+import torch
+
+from delt_hpc.bench.synthesis_cases import Case
+from delt_hpc.bench.synthesis_runs import Packed, Published, Run
+from delt_hpc.config import RecoverPrecision
+from delt_hpc.recovery.precision import Precision
+
+REFERENCE = "reference"
+PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    Attributes:
+        what: it is, for people.
+        packed: by the packed engine; else one batch after the other by the published formula.
+        fused: with Triton kernels.
+        compiled: by torch.compile.
+        together: all rounds in one pass.
+        precisions: those it is measured in.
+    """
+
+    what: str
+    packed: bool = True
+    fused: bool = False
+    compiled: bool = False
+    together: bool = False
+    precisions: tuple[RecoverPrecision, ...] = PRECISIONS
+
+    def start(self, case: Case, precision: RecoverPrecision, device: torch.device) -> Run:
+        recover = case.recipe.recover(
+            precision=precision, kernels="fused" if self.fused else "plain", compile=self.compiled
+        )
+        numbers = Precision.of(recover, device)
+        if self.packed:
+            return Packed(case, numbers, device, recover=recover, together=self.together)
+        return Published(case, numbers, device, compiled=self.compiled)
+
+    def passes(self, rounds: int) -> list[tuple[int, ...]]:
+        """The rounds of each pass that has to be timed."""
+        return [tuple(range(rounds))] if self.together else [(r,) for r in range(rounds)]
+
+    def obstacle(self, precision: RecoverPrecision, device: torch.device) -> str:
+        """Why it cannot run here, if so."""
+        if self.fused and device.type == "cpu":
+            return "there is no GPU for Triton's kernels"
+        return missing(precision, device)
+
+
+def missing(precision: RecoverPrecision, device: torch.device) -> str:
+    """Why the device does not compute in a precision, if so."""
+    if precision == "tf32" and (device.type == "cpu" or torch.cuda.get_device_capability(device) < (8, 0)):
+        return "this device has no TF32"
+    return ""
+
+
+VARIANTS = {
+    REFERENCE: Variant(
+        "published formula, PyTorch's operators, with cuDNN's search for the fastest, which the reference engine leaves"
+        " out; a batch a pass",
+        packed=False,
+        precisions=("float32", "tf32"),
+    ),
+    "published-compiled": Variant("published formula, torch.compile; a batch a pass", packed=False, compiled=True),
+    "plain": Variant("packed engine, PyTorch's operators; a batch a pass"),
+    "plain-packed": Variant("packed engine, PyTorch's operators; all rounds in a pass", together=True),
+    "compiled": Variant("packed engine, PyTorch's operators, torch.compile; a batch a pass", compiled=True),
+    "compiled-packed": Variant(
+        "packed engine, PyTorch's operators, torch.compile; all rounds in a pass", compiled=True, together=True
+    ),
+    "triton": Variant("packed engine, Triton kernels; a batch a pass", fused=True),
+    "triton-packed": Variant("packed engine, Triton kernels; all rounds in a pass", fused=True, together=True),
+    "triton-compiled": Variant(
+        "packed engine, Triton kernels, torch.compile; a batch a pass", fused=True, compiled=True
+    ),
+    "triton-compiled-packed": Variant(
+        "packed engine, Triton kernels, torch.compile; all rounds in a pass", fused=True, compiled=True, together=True
+    ),
+}
