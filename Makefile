@@ -27,7 +27,7 @@ test: $(READY) ## all tests that run on this machine
 	$(BIN)/python -m pytest
 
 test-oldest: $(OLDEST)/ready ## the operators with the oldest torch and triton they are for, in an environment of their own
-	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(OLDEST)/bin/python -m pytest tests/kernels
+	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(OLDEST)/bin/python -m pytest tests/kernels -m "not slow"
 
 $(OLDEST)/ready: Makefile
 	$(PYTHON) -m venv $(OLDEST)

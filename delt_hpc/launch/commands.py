@@ -15,7 +15,7 @@ from rich.console import Console
 from delt_hpc.interruption import EXIT_CODE, Interrupted
 from delt_hpc.launch import cancel as cancelling
 from delt_hpc.launch import doctor as site
-from delt_hpc.launch import estimate, figures, profile, progress, queue, records, show
+from delt_hpc.launch import environment, estimate, figures, profile, progress, queue, records, show
 from delt_hpc.launch import logs as logging
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch import status as standing
@@ -196,16 +196,22 @@ def cancel(
 
 
 def doctor(
-    cluster: Annotated[str, typer.Option("--cluster", metavar="PROFILE", help="A profile's name or its YAML file.")],
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", metavar="PROFILE", help="A profile's name or its YAML file; without: this machine."),
+    ] = None,
     folder: Annotated[Path, typer.Option("--folder", help="A folder on the disk that nodes share.")] = Path("runs"),
     job: Annotated[bool, typer.Option("--job/--no-job", help="Try a small job on a node too.")] = True,
     wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for that job.")] = 300.0,
 ) -> None:
-    """Check a site and a profile; exit code 1 where something is an error."""
-    chosen = profile.load(cluster)
+    """Check this environment, or a site and a profile; exit code 1 where something is an error."""
+    if cluster is None:
+        findings = environment.examine()
+    else:
+        findings = site.examine(profile.load(cluster), folder, job=job, wait=wait)
     worst = 0
     console = _console()
-    for finding in site.examine(chosen, folder, job=job, wait=wait):
+    for finding in findings:
         colour = {"OK": "green", "warning": "yellow", "error": "red"}[finding.level]
         console.print(f"[{colour}]{finding.level:7}[/] ", end="")
         console.print(finding.text, highlight=False, markup=False)

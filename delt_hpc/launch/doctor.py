@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from delt_hpc.config import STAGES, Stage
-from delt_hpc.launch import queue
+from delt_hpc.launch import environment, queue
 from delt_hpc.launch.executor import outside_any_job
+from delt_hpc.launch.finding import Finding
 from delt_hpc.launch.profile import Profile, interpreter
 from delt_hpc.launch.script import Script, text
 from delt_hpc.launch.submit import warnings
@@ -22,13 +22,6 @@ from delt_hpc.run_folder import write_text
 from delt_hpc.version import VERSION
 
 _POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    level: Literal["OK", "warning", "error"]
-    text: str
-    remedy: str = ""
 
 
 def examine(profile: Profile, folder: Path, *, job: bool, wait: float) -> Iterator[Finding]:
@@ -186,19 +179,6 @@ def judge_answer(answer: dict[str, Any], profile: Profile) -> Iterator[Finding]:
     else:
         remedy = "rebuild the image, or set python: in the profile"
         yield Finding("error", f"delt-hpc {answer['version']} there, {VERSION} here", remedy)
-    asked = profile.resources("recover").gpus
-    for name in ("torch", "DALI"):
-        seen = answer[name]
-        if "error" in seen:
-            level: Literal["warning", "error"] = "error" if name == "torch" else "warning"
-            yield Finding(level, f"{name}: {seen['error']}", "install delt-hpc with all it depends on there")
-        elif asked and not seen["gpus"]:
-            yield Finding(
-                "error",
-                f"{name} {seen['version']} sees no GPU",
-                "driver too old? --nv missing in the profile?",
-            )
-        else:
-            yield Finding("OK", f"{name} {seen['version']}" + (f" sees {seen['gpus']} GPU(s)" if asked else ""))
+    yield from environment.judge(answer["environment"], gpus=bool(profile.resources("recover").gpus))
     if profile.apptainer and not answer["scontrol"]:
         yield Finding("OK", "no scontrol inside: tasks are requeued by the script outside")

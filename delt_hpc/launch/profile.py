@@ -164,21 +164,31 @@ def apptainer_command(container: Apptainer, folders: tuple[str, ...], workdir: s
     return ["apptainer", "exec", *container.options, *shown, "--pwd", workdir, container.image]
 
 
-def pyxis_arguments(container: Pyxis, folders: tuple[str, ...], workdir: str) -> list[str]:
+def handed_in(profile: Profile) -> tuple[str, ...]:
+    """Variables of the script that win over an image's own of the same name."""
+    return ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", *profile.environment)
+
+
+def pyxis_arguments(container: Pyxis, folders: tuple[str, ...], workdir: str, variables: tuple[str, ...]) -> list[str]:
     """srun's arguments for the image, shell text; `folders` and $scratch are shown inside under their own names."""
     mounts = [*(f"{folder}:{folder}" for folder in dict.fromkeys(folders)), *container.mounts]
     return [
         shlex.quote(f"--container-image={container.image}"),
         shlex.quote(f"--container-mounts={','.join(mounts)}") + ',"$scratch:$scratch"',
         shlex.quote(f"--container-workdir={workdir}"),
+        f"--container-env={','.join(variables)}",
     ]
+
+
+# Inside an image: its process leaves its number, by which the script outside reaches it alone.
+_TELL_PID = """sh -c 'echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
 
 
 def interpreter(profile: Profile, folders: tuple[str, ...], workdir: str, own: str) -> str:
     """The interpreter as shell text; `own` is the one to use where neither profile nor image names another."""
     python = profile.python or ("python" if profile.contained else shlex.quote(own))
     if profile.apptainer:
-        return f"{shlex.join(apptainer_command(profile.apptainer, folders, workdir))} {python}"
+        return f"{shlex.join(apptainer_command(profile.apptainer, folders, workdir))} {_TELL_PID} {python}"
     return python
 
 

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 
 from delt_hpc.config import Stage
-from delt_hpc.launch.profile import Profile, Resources, pyxis_arguments
+from delt_hpc.launch.profile import Profile, Resources, handed_in, pyxis_arguments
 
 # A task in a container asks for its requeueing by this file; the script, which runs on the host, does it.
 REQUEST = "requeue"
@@ -59,9 +59,9 @@ def text(script: Script, profile: Profile) -> str:
         list(profile.setup),
         _caches(script, profile),
         [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()],
+        _into_image(profile),
         [
-            f"{_srun(script, profile, wanted)} {script.command}",
-            "rc=$?",
+            *_work(f"{_srun(script, profile, wanted)} {script.command}", script, profile),
             *script.after_command,
             "exit $rc",
         ],
@@ -98,7 +98,8 @@ def _resources(wanted: Resources) -> list[str]:
 
 
 def _life(script: Script, profile: Profile) -> list[str]:
-    options = [f"--signal={script.signal}@{profile.signal_seconds}", "--requeue"]
+    to_script = "B:" if profile.apptainer else ""
+    options = [f"--signal={to_script}{script.signal}@{profile.signal_seconds}", "--requeue"]
     if script.array is not None:
         options.append(f"--array=0-{script.array - 1}%{script.parallel}")
     if script.after:
@@ -124,9 +125,32 @@ def _caches(script: Script, profile: Profile) -> list[str]:
     return lines
 
 
+def _into_image(profile: Profile) -> list[str]:
+    """Apptainer lets an image's own variables win over the host's of the same name, but not over these."""
+    if not profile.apptainer:
+        return []
+    return [f'export APPTAINERENV_{name}="${name}"' for name in handed_in(profile)]
+
+
+def _work(command: str, script: Script, profile: Profile) -> list[str]:
+    """Lines that do the work and find its exit code."""
+    if not profile.apptainer:
+        return [command, "rc=$?"]
+    return [
+        "# The work alone is told to stop: the signal would end Apptainer's process that serves the image's files.",
+        f"""trap '[ ! -s "$scratch/pid" ] || kill -{script.signal} "$(cat "$scratch/pid")"' {script.signal}""",
+        f"{command} &",
+        "while kill -0 $! 2>/dev/null; do wait $!; done",
+        "wait $!",
+        "rc=$?",
+    ]
+
+
 def _srun(script: Script, profile: Profile, wanted: Resources) -> str:
     """srun does not inherit the CPUs of a task by itself."""
-    container = pyxis_arguments(profile.pyxis, script.folders, script.workdir) if profile.pyxis else []
+    container: list[str] = []
+    if profile.pyxis:
+        container = pyxis_arguments(profile.pyxis, script.folders, script.workdir, handed_in(profile))
     more = [shlex.quote(argument) for argument in wanted.srun]
     return " ".join(["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *container, *more])
 

@@ -85,6 +85,7 @@ def test_interpreter_outside_and_inside_an_image() -> None:
     assert profile.interpreter(bare, ("/r",), "/w", "/my env/bin/python") == "'/my env/bin/python'"
     held = profile.parse({"apptainer": {"image": "/i.sif", "binds": ["/d:/data:ro"]}}, "x")
     said = profile.interpreter(held, ("/r", "/w", "/r"), "/w", "/venv/python")
-    assert said == "apptainer exec --nv --bind /r --bind /w --bind /d:/data:ro --pwd /w /i.sif python"
+    assert said.startswith("apptainer exec --nv --bind /r --bind /w --bind /d:/data:ro --pwd /w /i.sif sh -c ")
+    assert said.endswith(' "$scratch/pid" python')
     given = profile.parse({"python": "exec nice python3"}, "x")
     assert profile.interpreter(given, (), "/w", "/venv/python") == "exec nice python3"
