@@ -100,15 +100,16 @@ for _stage, _text in {
 
 
 @app.command()
-def warmup(config: Source, run_folder: Run = None, overrides: Set = None) -> None:
+def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classes: Classes = None) -> None:
     """Compile what recovery needs, once, and pack it for the tasks of this run (compile-cache/ in its folder)."""
     from delt_hpc import config_file  # noqa: PLC0415
 
     loaded = config_file.load(config, overrides or ())
+    wanted = _range(classes) if classes is not None else None
     from delt_hpc.run_folder import RunFolder  # noqa: PLC0415
     from delt_hpc.warmup import warmup as warm  # noqa: PLC0415
 
-    done = warm(loaded, RunFolder(_root(config, run_folder, loaded)))
+    done = warm(loaded, RunFolder(_root(config, run_folder, loaded)), wanted)
     start = "warm" if done.was_there else "cold"
     typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), everything in {done.seconds:.1f} s")
     typer.echo(f"packed in {done.folder}")

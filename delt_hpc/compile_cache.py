@@ -8,12 +8,14 @@ anything (`unpack`). The folder of a run holds one such pack for each kind of de
 import os
 import platform
 import tarfile
+import tempfile
 from pathlib import Path
 
 import torch
 import triton
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from delt_hpc.draws import digest
 from delt_hpc.run_folder import writing
 from delt_hpc.timing import device_name
 
@@ -37,9 +39,14 @@ def unpack(source: Path) -> bool:
         for name, folder_ in _folders().items():
             folder_.mkdir(parents=True, exist_ok=True)
             members = [member for member in archive.getmembers() if member.name.startswith(f"{name}/")]
-            for member in members:
-                member.name = member.name.removeprefix(f"{name}/")
-            archive.extractall(folder_, members, filter="data")
+            # Beside the cache first: another process may be using what is there.
+            with tempfile.TemporaryDirectory(dir=folder_.parent) as fresh:
+                archive.extractall(fresh, members, filter="data")
+                for member in members:
+                    place = folder_ / member.name.removeprefix(f"{name}/")
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    if not place.exists():
+                        (Path(fresh) / member.name).replace(place)
     if (source / GRAPHS).is_file():
         torch.compiler.load_cache_artifacts((source / GRAPHS).read_bytes())
     return True
@@ -67,6 +74,14 @@ def _folders() -> dict[str, Path]:
 
 
 def _key(device: torch.device) -> str:
-    name = device_name(device) if device.type == "cuda" else platform.machine()
+    name = device_name(device) if device.type == "cuda" else _cpu()
     plain = "".join(character if character.isalnum() else "-" for character in name)
     return f"{plain}-torch{torch.__version__}-triton{triton.__version__}"
+
+
+def _cpu() -> str:
+    """The CPU's instructions: code is compiled for just these."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{digest(flags).hex()[:8]}"

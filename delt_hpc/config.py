@@ -111,7 +111,7 @@ class Recover(Section):
     precision: RecoverPrecision = value(
         "auto", "of the network, images stay in float32; auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    loss_scale: Rate = value(1024.0, "factor of the loss under float16, so that small gradients are not lost")
+    loss_scale: Rate = free(1024.0, "factor of the loss under float16, so that small gradients are not lost")
     deterministic: bool = value(False, "the same bytes for any number of tasks and restarts on a GPU too (slower)")
     segments: Positive | Literal["auto"] = free("auto", "batches in a pass; auto: what fits in a GPU, one on a CPU")
     kernels: Literal["auto", "fused", "plain"] = free("auto", "Triton kernels, or plain PyTorch; auto: Triton on a GPU")

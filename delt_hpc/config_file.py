@@ -78,6 +78,11 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
         )
     elif recover.batching == "mixed" and recover.rounds > 1:
         yield "recover.batching", "`mixed` batches know no rounds; set recover.round_iterations: null"
+    if recover.engine == "reference":
+        if recover.deterministic:
+            yield "recover.deterministic", "is a promise of recover.engine: packed"
+        if recover.precision not in ("auto", "float32"):
+            yield "recover.precision", f"the reference engine computes in float32, not {recover.precision}"
 
 
 def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,10 @@ from delt_hpc.data.specs import SPECS, Spec, resolve
 from delt_hpc.draws import seeded
 from delt_hpc.errors import UserError
 from delt_hpc.recovery import fitting, images, packed
-from delt_hpc.recovery.batches import plan
+from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.drive import drive
 from delt_hpc.recovery.packing import Packing, Passenger, Pipeline, Room
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import Precision, check
 from delt_hpc.recovery.replay import WARM_UP
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
@@ -37,15 +37,19 @@ class Warmed:
     seconds: float
 
 
-def warmup(config: Config, run: RunFolder) -> Warmed:
+def warmup(config: Config, run: RunFolder, classes: tuple[int, int] | None = None) -> Warmed:
     """Go through every shape of the run's recovery once, on random images and weights, and pack what was compiled.
 
     What is compiled depends on the teacher's architecture, not on its weights: no stage need have run.
+
+    Args:
+        classes: first and last class of a task; the batches of a pass depend on how many a task has. All by default.
 
     Raises:
         UserError: the image size and the class count are not known yet, or the network does not go with them.
     """
     device, spec = choose_device(config.machine), spec_of(config, run)
+    check(config.recover, device)
     models.check(config.teacher.model, spec.classes, spec.size, where="teacher.model", needs_batch_norm=True)
     folder = compile_cache.folder(run.root, device)
     was_there = compile_cache.unpack(folder)
@@ -55,12 +59,13 @@ def warmup(config: Config, run: RunFolder) -> Warmed:
         teacher = models.build(config.teacher.model, spec.classes, spec.size)
     teacher = teacher.to(device).eval().requires_grad_(False)
     every = plan(spec.classes, config.select.ipc, recover)
+    mine = every if classes is None else of_classes(every, *classes)
     precision = Precision.of(recover, device)
     network = packed.fuse(teacher, recover, precision)
-    segments = fitting.segments(recover, network, precision, spec, every, len(every), device)
+    segments = fitting.segments(recover, network, precision, spec, every, len(mine), device)
     # As many as it takes for every place to be filled and emptied.
-    batches = every[: 2 * segments]
-    packing = Packing.of(len(every), recover.rounds, segments, recover.deterministic)
+    batches = mine[: 2 * segments]
+    packing = Packing.of(len(mine), recover.rounds, segments, recover.deterministic)
     engine = packed.Engine(network, recover, spec, 0, packing, Room.of(every, packing), precision, device=device)
     waiting = [Passenger(batch, i % packing.width) for i, batch in enumerate(batches)]
     pipeline = Pipeline(waiting, packing, Schedule.of(recover))

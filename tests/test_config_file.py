@@ -209,6 +209,11 @@ TOGETHER = [
         "recover.round_iterations: 8 does not divide recover.iterations = 7; divisors nearby: 1, 7",
     ),
     ("recover: {batching: mixed}", "recover.batching: `mixed` batches know no rounds; set recover.round_iterations"),
+    (
+        "recover: {engine: reference, deterministic: true}",
+        "recover.deterministic: is a promise of recover.engine: packed",
+    ),
+    ("recover: {engine: reference, precision: tf32}", "recover.precision: the reference engine computes in float32"),
     ("teacher: {weights: V1}", "teacher.weights: goes with teacher.source: torchvision, not train"),
     (
         "teacher: {source: checkpoint, checkpoint: a, weights: V1}",

@@ -6,6 +6,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+from delt_hpc.interruption import Interrupted
+
 T = TypeVar("T")
 WRITES = 16  # waiting at most: each holds images in memory
 
@@ -13,7 +15,8 @@ WRITES = 16  # waiting at most: each holds images in memory
 class Background:
     """One thread that reads and one that writes, in the order of the calls. Leaving the context waits for both.
 
-    An error of a write is raised by the next `write`, or at the end of the context.
+    An error of a write is raised by the next `write`, or at the end of the context; where the context ends by another
+    error it is noted on that one, but a mere stop is no reason to pass over it.
     """
 
     def __init__(self) -> None:
@@ -29,8 +32,12 @@ class Background:
     ) -> None:
         self._reader.shutdown(cancel_futures=True)
         self._writer.shutdown()
-        if kind is None:
+        if error is None or isinstance(error, Interrupted):
             self._settle(0)
+            return
+        for write in self._writes:
+            if (failed := write.exception()) is not None:
+                error.add_note(f"before that, a file could not be written: {failed!r}")
 
     def read(self, work: Callable[[], T]) -> "Future[T]":
         return self._reader.submit(work)

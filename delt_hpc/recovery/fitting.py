@@ -45,7 +45,8 @@ def segments(
     def needed(count: int) -> float:
         packing = Packing.of(wanted, recover.rounds, count, recover.deterministic)
         room = Room.of(every, packing)
-        return room.most * per_image + packing.segments * room.slot * held
+        # Twice: a shape is run as it is first, while the graphs of smaller ones hold their own memory.
+        return 2 * room.most * per_image + packing.segments * room.slot * held
 
     return most(needed, (1 - RESERVE) * torch.cuda.mem_get_info(device)[0], min(wanted, MOST_A_ROUND * recover.rounds))
 

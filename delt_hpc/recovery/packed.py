@@ -64,7 +64,10 @@ class Engine:
         if recover.compiles_on(device.type):
             # Without it, graphs with an autograd.Function (sums of segments) are compiled anew in every process.
             torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-            self._losses = torch.compile(self._plain_losses, fullgraph=True)
+            torch._dynamo.config.recompile_limit = 64  # shapes, of all engines of a process
+            # Which code runs for a shape must not depend on the shapes before it where bytes are promised.
+            dynamic = False if recover.deterministic else None
+            self._losses = torch.compile(self._plain_losses, fullgraph=True, dynamic=dynamic)
 
         size, most = spec.size, room.most
         rows = packing.segments * room.slot + (most if packing.padded else 0)
@@ -95,9 +98,15 @@ class Engine:
         self._second[part].copy_(state.second)
 
     def snapshot(self, passenger: Passenger, state: State) -> State:
-        """What the batch is now, a copy on the CPU."""
+        """What the batch is now, a copy on the CPU.
+
+        Raises:
+            UserError: it is no numbers any more; nothing of it should be kept.
+        """
         part = self._slot(passenger)
         images, first, second = (ours[part].to("cpu", copy=True) for ours in (self._images, self._first, self._second))
+        if not all(bool(each.isfinite().all()) for each in (images, first, second)):
+            raise _not_finite("images", passenger)
         return State(
             images,
             first,
@@ -136,7 +145,7 @@ class Engine:
         active, done = sum(run.images for run in placed.runs if run.passenger), 0
         with backends(self._precision.tf32, self._recover.deterministic):
             while done < iterations:
-                self._replay(placed.images)
+                self._one(placed.images)
                 self._note_first(began)
                 done += 1
                 if after_iteration(active):
@@ -144,6 +153,18 @@ class Engine:
         log, each = self._log[:done].cpu(), self._each[: placed.images].cpu()  # waits for the device
         self._note(placed, list(states), log, each, (time.perf_counter() - began) / max(1, active))
         return done
+
+    def _one(self, images: int) -> None:
+        try:
+            self._replay(images)
+        except RuntimeError as error:
+            if not self._recover.deterministic or "deterministic" not in str(error):
+                raise
+            raise UserError(
+                str(error).splitlines()[0],
+                where="recover.deterministic: true",
+                remedy="false, recover.kernels: fused, or another teacher.model",
+            ) from error
 
     def _note_first(self, began: float) -> None:
         if not self.first_seconds:
@@ -214,16 +235,19 @@ class Engine:
             state, t, now = states.pop(0), run.passenger.t, self._schedule.round(run.passenger.t)
             values = log[:, :, segment].tolist()
             if not np.isfinite(values).all():
-                raise UserError(
-                    f"the loss of batch {run.passenger.batch.id} is not a number",
-                    where=f"iteration {t} to {t + len(values) - 1}",
-                    expected="finite losses",
-                    remedy="recover.precision: float32, or a smaller recover.loss_scale with float16; a checkpoint from"
-                    " before this is kept",
-                )
+                raise _not_finite("losses", run.passenger)
             state.cross_entropy[: run.images] = each[first : first + run.images]
             state.curve += [
                 (t + i, now, run.images, self._schedule.lr(t + i), self._schedule.smallest_crop(t + i), *row)
                 for i, row in enumerate(values)
             ]
             state.spent(now, seconds_an_image * run.images)
+
+
+def _not_finite(what: str, passenger: Passenger) -> UserError:
+    return UserError(
+        f"{what} of batch {passenger.batch.id} that are not numbers",
+        where=f"from iteration {passenger.t}",
+        remedy="with recover.precision: float16 a smaller recover.loss_scale, and the run goes on from its last"
+        " checkpoint; else another precision, in another run folder",
+    )

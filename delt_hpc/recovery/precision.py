@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from delt_hpc.config import Recover
+from delt_hpc.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class Precision:
         if chosen == "float16":
             return Precision(torch.float16, loss_scale=recover.loss_scale)
         return Precision(torch.bfloat16)
+
+
+def check(recover: Recover, device: torch.device) -> None:
+    """Refuse what the device cannot do.
+
+    Raises:
+        UserError: it is a CPU.
+    """
+    if device.type == "cpu" and recover.precision in ("tf32", "float16"):
+        raise UserError(
+            "is of GPUs, and the device is a CPU",
+            where=f"recover.precision: {recover.precision}",
+            expected="auto, float32 or bfloat16",
+        )
+    if device.type == "cpu" and recover.kernels == "fused":
+        raise UserError("Triton kernels run on GPUs, and the device is a CPU", where="recover.kernels: fused")
 
 
 @contextmanager

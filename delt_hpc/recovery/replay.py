@@ -18,6 +18,7 @@ class Replay:
 
     def __init__(self, step: Callable[[int], None], device: torch.device) -> None:
         self._step, self._on_gpu = step, device.type == "cuda"
+        self._side = torch.cuda.Stream(device) if self._on_gpu else None
         self._runs: dict[int, int] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._queued: deque[torch.cuda.Event] = deque()
@@ -42,11 +43,16 @@ class Replay:
 
     def _warm_up(self, images: int) -> None:
         """On a stream of its own, as recording wants it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        assert self._side is not None
+        if self._graphs and images > max(self._graphs):
+            # What smaller graphs hold cannot be used by a larger one; a size that comes back is recorded again.
+            torch.cuda.synchronize()
+            self._graphs.clear()
+            torch.cuda.empty_cache()
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             self._step(images)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._side)
 
     def _record(self, images: int) -> None:
         graph = torch.cuda.CUDAGraph()

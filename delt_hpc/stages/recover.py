@@ -47,7 +47,7 @@ def recover(context: Context, classes: tuple[int, int] | None = None) -> None:
         if config.recover.engine == "reference":
             _one_by_one(work, network)
         else:
-            _packed(work, network, every)
+            _packed(work, network, every, len(batches))
     context.reporter.say(f"recover: {len(folders)} batch(es) of classes {first}-{last} finished")
 
 
@@ -91,15 +91,20 @@ def _one_by_one(work: "_Work", network: nn.Module) -> None:
         work.finish(folder.batch, state, 0.0)
 
 
-def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch]) -> None:
-    """By the packed engine."""
+def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch], asked: int) -> None:
+    """By the packed engine.
+
+    Args:
+        asked: batches of the range, finished ones too: a restart has the shapes of the first start.
+    """
     context, config, spec = work.context, work.context.config.recover, work.context.dataset.spec
-    compile_cache.unpack(compile_cache.folder(context.run.root, context.device))
+    if config.compiles_on(context.device.type) or context.device.type == "cuda":
+        compile_cache.unpack(compile_cache.folder(context.run.root, context.device))
     precision = Precision.of(config, context.device)
     fused = packed.fuse(network, config, precision)
     batches = [folder.batch for folder in work.folders.values()]
-    segments = fitting.segments(config, fused, precision, spec, every, len(batches), context.device)
-    packing = Packing.of(len(batches), config.rounds, segments, config.deterministic)
+    segments = fitting.segments(config, fused, precision, spec, every, asked, context.device)
+    packing = Packing.of(asked, config.rounds, segments, config.deterministic)
     room = Room.of(every, packing)
     engine = packed.Engine(fused, config, spec, context.config.seed, packing, room, precision, device=context.device)
     # Under `deterministic` a batch's lane must not depend on which others are still to do.
@@ -127,8 +132,9 @@ def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch]) -> None:
         losses = [state.curve[-1][5] for _, state in travelling if state.curve]
         note = f"loss {sum(losses) / len(losses):.3f}" if losses else ""
         if clock.due():
-            for passenger, state in travelling:
-                work.background.write(work.folders[passenger.batch.id].save, engine.snapshot(passenger, state))
+            # All of them before the first is written: where one is broken, the others' checkpoints stay as they were.
+            for id_, state in [(p.batch.id, engine.snapshot(p, state)) for p, state in travelling]:
+                work.background.write(work.folders[id_].save, state)
             clock.reset()
         interruption.check()
 

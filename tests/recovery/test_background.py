@@ -1,9 +1,11 @@
 """Files beside the computation: order, errors, waiting."""
 
 import threading
+import time
 
 import pytest
 
+from delt_hpc.interruption import Interrupted
 from delt_hpc.recovery.background import WRITES, Background
 
 
@@ -46,6 +48,27 @@ def test_the_error_of_the_work_itself_comes_first_and_writes_are_finished() -> N
         background.write(written.append, 2)
         raise KeyboardInterrupt
     assert written == [1, 2]
+
+
+def test_a_stop_does_not_hide_that_nothing_could_be_saved() -> None:
+    def fail() -> None:
+        time.sleep(0.05)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), Background() as background:
+        background.write(fail)
+        raise Interrupted
+
+
+def test_another_error_tells_of_the_failed_write_too() -> None:
+    def fail() -> None:
+        time.sleep(0.05)
+        raise OSError("disk full")
+
+    with pytest.raises(ValueError, match="broken") as caught, Background() as background:
+        background.write(fail)
+        raise ValueError("broken")
+    assert "disk full" in caught.value.__notes__[0]
 
 
 def test_reading_goes_on_beside_writing() -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from delt_hpc.errors import UserError
 from delt_hpc.models import build
+from delt_hpc.recovery import packed
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.state import State
 
@@ -132,8 +133,25 @@ def test_a_loss_that_is_no_number_stops_the_run(teacher: nn.Module) -> None:
     broken = copy.deepcopy(teacher)
     next(layer for layer in broken.modules() if isinstance(layer, nn.Linear)).weight[0, 0] = torch.nan
     recover = recover_of()
-    with pytest.raises(UserError, match="the loss of batch 00000-00001 is not a number"):
+    with pytest.raises(UserError, match="losses of batch 00000-00001 that are not numbers"):
         by_packed(plan(CLASSES, IPC, recover)[:1], broken, recover)
+
+
+def test_images_that_are_no_numbers_are_not_saved(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overflow in the step after the last loss that was looked at."""
+    recover = recover_of()
+    batch = plan(CLASSES, IPC, recover)[0]
+    original, calls = packed.adam_, [0]
+
+    def overflowing(*args: Any, **options: Any) -> None:
+        original(*args, **options)
+        calls[0] += 1
+        if calls[0] == recover.iterations:
+            args[0][0, 0, 0, 0] = torch.nan
+
+    monkeypatch.setattr(packed, "adam_", overflowing)
+    with pytest.raises(UserError, match="images of batch 00000-00001 that are not numbers"):
+        by_packed([batch], teacher, recover)
 
 
 @pytest.mark.slow
