@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,untyped-decorator"
+# mypy: disable-error-code="untyped-decorator"
 # ruff: noqa: N803 (sizes and constants of a kernel are written in capitals)
 """Adam (Kingma & Ba 2015) on rows of a table of images, in place, and clamping to a box.
 

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,untyped-decorator"
+# mypy: disable-error-code="untyped-decorator"
 # ruff: noqa: N803, N806 (a kernel's sizes and constants are written in capitals)
 """Kernels of `bn_stats` and their launches: one pass over the activations forward, one backward, for both layouts.
 

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,untyped-decorator"
+# mypy: disable-error-code="untyped-decorator"
 # ruff: noqa: N803 (sizes and constants of a kernel are written in capitals)
 """Kernels of `crop_resize` and its gradient; crop_resize.py has the formulas.
 

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="import-untyped"
 """The forms of an operator: plain PyTorch, or fused kernels behind a registered operator."""
 
 from typing import Literal, get_args

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,untyped-decorator"
+# mypy: disable-error-code="untyped-decorator"
 # ruff: noqa: N803 (sizes and constants of a kernel are written in capitals)
 """Distance of each segment's BatchNorm statistics from the teacher's, summed over all layers (Yin et al. 2020).
 

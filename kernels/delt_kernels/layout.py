@@ -1,4 +1,4 @@
-# mypy: disable-error-code="assignment,import-untyped,untyped-decorator"
+# mypy: disable-error-code="assignment,untyped-decorator"
 # ruff: noqa: N803, RUF005 (a kernel's sizes and constants are written in capitals; it cannot unpack tuples)
 """Where the elements of an image tensor lie: channels_last or NCHW, on the host and inside a kernel.
 

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="import-untyped,untyped-decorator"
+# mypy: disable-error-code="untyped-decorator"
 # ruff: noqa: N803 (sizes and constants of a kernel are written in capitals)
 """Segments of a batch: runs of consecutive images that share their statistics, and reductions over them.
 

@@ -1,4 +1,4 @@
-# mypy: disable-error-code="assignment,import-untyped,untyped-decorator"
+# mypy: disable-error-code="assignment,untyped-decorator"
 # ruff: noqa: N803, RUF005 (a kernel's sizes and constants are written in capitals; it cannot unpack tuples)
 """Signs of a channels_last tensor as one bit a number: uint8 [N, H, W, C / 8], bit k of byte j is channel 8 j + k."""
 

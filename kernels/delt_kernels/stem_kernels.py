@@ -1,4 +1,4 @@
-# mypy: disable-error-code="assignment,import-untyped,misc,unreachable,untyped-decorator"
+# mypy: disable-error-code="assignment,misc,unreachable,untyped-decorator"
 # ruff: noqa: N803, N806, RUF005 (a kernel's sizes and constants are written in capitals; it cannot unpack tuples)
 """Kernels of `stem_stats` and their launches: one pass over the activations forward, one backward, for both layouts.
 

@@ -1,13 +1,12 @@
 """Files made from the photographs that scikit-learn ships, and a look into DALI's graphs."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -15,13 +14,6 @@ from torch import Tensor
 
 from delt_hpc.data.index import Index
 from delt_hpc.data.specs import Spec
-
-_NEEDED = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-def gpu(test: Callable[..., None]) -> Any:
-    """Marks a test that needs a CUDA device."""
-    return pytest.mark.gpu(_NEEDED(test))
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photographs import encoded, gpu, jpeg, levels, nothing, operators, photo, write
+from photographs import encoded, jpeg, levels, nothing, operators, photo, write
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -337,7 +337,7 @@ def test_on_a_gpu_all_but_reading_is_done_there(spec: Spec, photographs: Index) 
     assert [output.device for output in pipeline._graph_outputs] == ["gpu", "cpu"]
 
 
-@gpu
+@pytest.mark.gpu
 def test_a_gpu_decodes_nearly_to_the_same_pixels(photographs: Index) -> None:
     on_cpu, on_gpu = (levels(load(photographs, device=device)[0], SPEC) for device in (CPU, torch.device("cuda")))
     distance = np.abs(on_cpu - on_gpu)
@@ -345,13 +345,13 @@ def test_a_gpu_decodes_nearly_to_the_same_pixels(photographs: Index) -> None:
     assert np.quantile(distance, 0.999) < 8
 
 
-@gpu
+@pytest.mark.gpu
 def test_odd_files_are_the_same_on_a_gpu(tmp_path: Path) -> None:
     odd = {name: content for name, content in odd_files().items() if not plain_jpeg_size(content)}
     assert farthest(write(tmp_path, odd), SPEC, device=torch.device("cuda")).max() < 1.001
 
 
-@gpu
+@pytest.mark.gpu
 def test_the_same_files_are_bad_on_a_gpu(tmp_path: Path) -> None:
     present = {name: content for name, (content, _) in bad_files().items() if content is not None}
     index = write(tmp_path, {"a.jpg": jpeg(), **present, "b.jpg": jpeg(70, 50)})
@@ -361,7 +361,7 @@ def test_the_same_files_are_bad_on_a_gpu(tmp_path: Path) -> None:
     assert sorted(file.path for file in bad.skipped) == sorted(present)
 
 
-@gpu
+@pytest.mark.gpu
 def test_gpu_memory_is_given_back(photographs: Index) -> None:
     free = []
     for _ in range(2):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from photographs import encoded, gpu, jpeg, levels, nothing, operators, photo, write
+from photographs import encoded, jpeg, levels, nothing, operators, photo, write
 from PIL import Image
 from PIL.Image import Resampling
 
@@ -293,7 +293,7 @@ def test_on_a_gpu_all_but_reading_is_done_there(spec: Spec, photographs: Index) 
     assert {name: devices[name] for name in done} == {name: {"gpu"} for name in done}
 
 
-@gpu
+@pytest.mark.gpu
 def test_training_images_are_nearly_the_same_on_a_gpu(photographs: Index) -> None:
     on_cpu, on_gpu = (
         levels(in_order(epochs(photographs, device=device)), SPEC) for device in (CPU, torch.device("cuda"))

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from data.photographs import gpu, jpeg, levels, write
+from data.photographs import jpeg, levels, write
 
 from delt_hpc.bench import ranking
 from delt_hpc.data import dali_pipeline
@@ -33,7 +33,7 @@ def read(index: Index) -> np.ndarray:
     return levels(torch.cat([images.cpu() for images, _ in batches]), SPEC)
 
 
-@gpu
+@pytest.mark.gpu
 def test_rankings_agree_between_decoders_and_precisions(tmp_path: Path) -> None:
     table = ranking.bench(48, tmp_path)
     print(table.iloc[:, :6].to_string())
@@ -43,7 +43,7 @@ def test_rankings_agree_between_decoders_and_precisions(tmp_path: Path) -> None:
     assert ways["same_medium"].min() >= 0.8
 
 
-@gpu
+@pytest.mark.gpu
 def test_the_hardware_decoder_changes_next_to_nothing(photographs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     plain = dali_pipeline.fn.decoders.image
@@ -56,7 +56,7 @@ def test_the_hardware_decoder_changes_next_to_nothing(photographs: Index, monkey
     assert np.abs(found[0.0] - found[1.0]).mean() < 1
 
 
-@gpu
+@pytest.mark.gpu
 def test_a_teacher_has_room_beside_the_loader(photographs: Index) -> None:
     device = torch.device("cuda")
     network = prepare(build("resnet50", 1000, 224).eval().requires_grad_(False).to(device), device)
