@@ -11,7 +11,6 @@ from delt_hpc.data import loader
 from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
 from delt_hpc.progress import Reporter
-from delt_hpc.recovery import precision
 from delt_hpc.run_folder import RunFolder, check_stamp, stage_folders, stage_identity, write_text
 from delt_hpc.stages.aggregate import aggregate
 from delt_hpc.stages.evaluate import evaluate
@@ -33,7 +32,6 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     """
     device = choose_device(config.machine)
     loader.check(config.machine.loader, device)
-    precision.check(config.recover, device)
     run = RunFolder(root)
     dataset = prepare(config, run)
     classes, size = len(dataset.classes), dataset.spec.size

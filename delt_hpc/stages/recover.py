@@ -18,7 +18,7 @@ from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import Batch, of_classes, plan
 from delt_hpc.recovery.drive import drive
 from delt_hpc.recovery.packing import Packing, Passenger, Pipeline, Room
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import Precision, check
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
 from delt_hpc.run_folder import is_done, stage_identity, stamp
@@ -29,6 +29,7 @@ AHEAD = 2  # batches read ahead of a lane
 def recover(context: Context, classes: tuple[int, int] | None = None) -> None:
     """Recover every batch of the range that is not finished yet."""
     run, config = context.run, context.config
+    check(config.recover, context.device)  # here, for other stages of a GPU's run may well run without one
     first, last = context.class_range(classes)
     every = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     batches = of_classes(every, first, last)

@@ -144,3 +144,12 @@ def test_a_damaged_distilled_set_is_not_taken_as_finished(
     assert [line for line in distilled.problems(copy / "distilled") if line.startswith(expected)]
     with pytest.raises(UserError, match="delete the folder and run `aggregate` again"):
         start(copy, ("aggregate",))
+
+
+def test_only_recovery_asks_for_a_gpu_s_precision(start: Start, tmp_path: Path) -> None:
+    """Selecting, aggregating and reporting of a GPU's run go without one."""
+    changes = {"recover": {"precision": "float16"}}
+    start(tmp_path / "run", ("squeeze", "rank", "select"), changes)
+    with pytest.raises(UserError, match=r"recover\.precision: float16"):
+        start(tmp_path / "run", ("recover",), changes)
+    assert not (tmp_path / "run" / "recover").exists()
