@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from delt_hpc import interruption
 from delt_hpc.bench.kernel_command import bench_kernels
 from delt_hpc.bench.synthesis_command import bench_synthesis
-from delt_hpc.config import STAGES, Config, Stage
+from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
+from delt_hpc.run import stop
 from delt_hpc.version import VERSION
 
 # What the machine may refuse at any moment; nothing half-written is left.
@@ -102,12 +102,12 @@ for _stage, _text in {
 @app.command()
 def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classes: Classes = None) -> None:
     """Compile what recovery needs, once, and pack it for the tasks of this run (compile-cache/ in its folder)."""
-    from delt_hpc import config_file  # noqa: PLC0415
+    from delt_hpc.config.load import load_config  # noqa: PLC0415
 
-    loaded = config_file.load(config, overrides or ())
+    loaded = load_config(config, overrides or ())
     wanted = _range(classes) if classes is not None else None
-    from delt_hpc.run_folder import RunFolder  # noqa: PLC0415
-    from delt_hpc.warmup import warmup as warm  # noqa: PLC0415
+    from delt_hpc.recovery.warmup import warmup as warm  # noqa: PLC0415
+    from delt_hpc.run.folder import RunFolder  # noqa: PLC0415
 
     done = warm(loaded, RunFolder(_root(config, run_folder, loaded)), wanted)
     start = "warm" if done.was_there else "cold"
@@ -118,12 +118,12 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")]) -> None:
     """Check that a distilled data set is whole; exit code 1 names every fault."""
-    from delt_hpc import distilled  # noqa: PLC0415
+    from delt_hpc.distilled import manifest  # noqa: PLC0415
 
-    found = distilled.problems(folder)
+    found = manifest.problems(folder)
     for line in found:
         typer.echo(line)
-    images = len(distilled.read_manifest(folder))
+    images = len(manifest.read_manifest(folder))
     typer.echo(f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, all whole")
     raise typer.Exit(1 if found else 0)
 
@@ -131,7 +131,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distill
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe's YAML.")] = None) -> None:
     """List the ready recipes, or print one to save and edit."""
-    from delt_hpc import recipes as shelf  # noqa: PLC0415
+    from delt_hpc.config import recipes as shelf  # noqa: PLC0415
 
     if name:
         typer.echo(shelf.text(name), nl=False)
@@ -145,7 +145,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe's
 @app.command()
 def datasets() -> None:
     """List the registered data sets."""
-    from delt_hpc.data.specs import SPECS  # noqa: PLC0415
+    from delt_hpc.data.catalog.specs import SPECS  # noqa: PLC0415
 
     for spec in SPECS.values():
         typer.echo(
@@ -157,7 +157,7 @@ def datasets() -> None:
 @app.command()
 def models() -> None:
     """List the networks."""
-    from delt_hpc import models as networks  # noqa: PLC0415
+    from delt_hpc.models import registry as networks  # noqa: PLC0415
 
     typer.echo("\n".join(networks.names()))
 
@@ -215,20 +215,20 @@ def _execute(
     classes: str | None = None,
     trial: str | None = None,
 ) -> None:
-    from delt_hpc import config_file  # noqa: PLC0415
-    from delt_hpc import trial as trials  # noqa: PLC0415
+    from delt_hpc.config.load import load_config  # noqa: PLC0415
+    from delt_hpc.training import trial as trials  # noqa: PLC0415
 
-    config = config_file.load(source, overrides or ())
+    config = load_config(source, overrides or ())
     root = _root(source, run_folder, config)
     wanted = _range(classes) if classes is not None else None
     only = trials.find(trial, config.evaluate) if trial is not None else None
     # After the configuration, so that its errors are told at once.
     from delt_hpc import pipeline  # noqa: PLC0415
-    from delt_hpc.progress import Reporter  # noqa: PLC0415
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
     try:
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
-        with interruption.heeding():
+        with stop.on_sigterm():
             pipeline.run_stages(context, stages or config.stages, wanted, only)
     except OSError as error:
         if error.errno not in _DISK:
@@ -238,9 +238,9 @@ def _execute(
     except KeyboardInterrupt:  # here, for typer lets none through to `main`
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    except interruption.Interrupted:
+    except stop.Interrupted:
         typer.echo("stopped as asked to; the same command goes on from here", err=True)
-        raise typer.Exit(interruption.EXIT_CODE) from None
+        raise typer.Exit(stop.EXIT_CODE) from None
     _conclude(config, root, stages or config.stages)
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from delt_hpc.config import Config, Machine
+from delt_hpc.config.schema import Config, Machine
 from delt_hpc.data.dataset import Dataset
-from delt_hpc.data.loader import Reading, ValidationSet
+from delt_hpc.data.loader import LoaderConfig, ValidationSet
 from delt_hpc.errors import UserError
-from delt_hpc.progress import Reporter
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
+from delt_hpc.run.progress import Reporter
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,15 +22,15 @@ class Context:
     reporter: Reporter
 
     @property
-    def reading(self) -> Reading:
+    def loader_config(self) -> LoaderConfig:
         """How images are read."""
         machine = self.config.machine
         workers = min(8, len(os.sched_getaffinity(0))) if machine.workers is None else machine.workers
-        return Reading(machine.loader, self.device, workers, machine.cache_mib, self.config.data.on_bad)
+        return LoaderConfig(machine.loader, self.device, workers, machine.cache_mib, self.config.data.on_bad)
 
     def validation_set(self) -> ValidationSet:
         """The real validation images, by which teacher and students are judged."""
-        return ValidationSet(self.dataset.val, self.dataset.spec, 256, self.reading)
+        return ValidationSet(self.dataset.val, self.dataset.spec, 256, self.loader_config)
 
     def class_range(self, classes: tuple[int, int] | None) -> tuple[int, int]:
         """First and last class to work on; all of them unless a range is given."""

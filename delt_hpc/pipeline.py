@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from delt_hpc import models, weights
-from delt_hpc.config import STAGES, Config, Stage
-from delt_hpc.config_file import dump
+from delt_hpc.config.load import dump_config
+from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.context import Context, choose_device
 from delt_hpc.data import loader
 from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
-from delt_hpc.progress import Reporter
-from delt_hpc.run_folder import RunFolder, check_stamp, stage_folders, stage_identity, write_text
+from delt_hpc.models import registry, weights
+from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, write_text
+from delt_hpc.run.progress import Reporter
 from delt_hpc.stages.aggregate import aggregate
 from delt_hpc.stages.evaluate import evaluate
 from delt_hpc.stages.rank import rank
@@ -19,7 +19,7 @@ from delt_hpc.stages.recover import recover
 from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
-from delt_hpc.trial import Trial
+from delt_hpc.training.trial import Trial
 
 Classes = tuple[int, int] | None
 
@@ -36,9 +36,9 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     dataset = prepare(config, run)
     classes, size = len(dataset.classes), dataset.spec.size
     chosen = config.teacher
-    models.check(chosen.model, classes, size, where="teacher.model", needs_batch_norm=True)
+    registry.check(chosen.model, classes, size, where="teacher.model", needs_batch_norm=True)
     for student in config.evaluate.students:
-        models.check(student, classes, size, where="evaluate.students")
+        registry.check(student, classes, size, where="evaluate.students")
     if chosen.weights:
         weights.check_torchvision(chosen.model, chosen.weights, classes)
     for key, path in (("teacher.checkpoint", chosen.checkpoint), ("rank.csv", config.rank.csv)):
@@ -46,7 +46,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
             raise UserError("there is no such file", where=f"{key}: {path}")
     for stage, folder in stage_folders(run):
         check_stamp(folder, stage_identity(config, stage, run))
-    text = dump(config)
+    text = dump_config(config)
     if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
         write_text(run.config, text)
     return Context(config, run, dataset, device, reporter)

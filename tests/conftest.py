@@ -14,6 +14,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 ImageFolder = Callable[..., Path]
 
+pytest_plugins = ["helpers.toy"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are for machines that have one."""

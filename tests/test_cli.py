@@ -17,10 +17,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from delt_hpc import cli, distilled, models, recipes
-from delt_hpc.config import STAGES
+from delt_hpc import cli
+from delt_hpc.config import recipes
+from delt_hpc.config.schema import STAGES
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.index import ClassMap
-from delt_hpc.data.specs import SPECS
+from delt_hpc.distilled import manifest
+from delt_hpc.models import registry
 from delt_hpc.version import VERSION
 
 COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models")
@@ -107,7 +110,7 @@ def test_the_data_sets_are_listed(program: Program) -> None:
 
 
 def test_the_networks_are_listed(program: Program) -> None:
-    assert program("models") == (0, "\n".join(models.names()) + "\n", "")
+    assert program("models") == (0, "\n".join(registry.names()) + "\n", "")
 
 
 def test_light_commands_load_no_heavy_library() -> None:
@@ -244,9 +247,9 @@ def whole(tmp_path: Path) -> Path:
             Image.new("RGB", (8, 8), (100 * class_index, 100 * number, 50)).save(folder / file)
             digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
             rows.append((file, digest, class_index, name, number, "", 0, 10, 0.5, 0.5))
-    classes.write(folder / distilled.CLASSES)
-    (folder / distilled.FACTS).write_text(json.dumps({"ipc": 2, "spec": {"classes": 2, "size": 8}}))
-    pd.DataFrame(rows, columns=list(distilled.COLUMNS)).to_csv(folder / distilled.MANIFEST, index=False)
+    classes.write(folder / manifest.CLASSES)
+    (folder / manifest.FACTS).write_text(json.dumps({"ipc": 2, "spec": {"classes": 2, "size": 8}}))
+    pd.DataFrame(rows, columns=list(manifest.COLUMNS)).to_csv(folder / manifest.MANIFEST, index=False)
     return folder
 
 
@@ -272,8 +275,8 @@ def test_every_fault_of_a_damaged_set_is_named(whole: Path, program: Program) ->
 
 
 def test_a_set_with_too_few_images_is_not_whole(whole: Path, program: Program) -> None:
-    table = distilled.read_manifest(whole)
-    table[1:].to_csv(whole / distilled.MANIFEST, index=False)
+    table = manifest.read_manifest(whole)
+    table[1:].to_csv(whole / manifest.MANIFEST, index=False)
     (whole / "00010" / "00000.png").unlink()
     answer = program("verify", whole)
     assert (answer.code, answer.out.splitlines()[0]) == (1, "class 00010: 1 images in the manifest, 2 expected")
@@ -281,7 +284,7 @@ def test_a_set_with_too_few_images_is_not_whole(whole: Path, program: Program) -
 
 @pytest.mark.parametrize("content", [b"", b"file,sha256\na,b\n", b"\xff", b'"'])
 def test_a_damaged_manifest_is_no_set(content: bytes, whole: Path, program: Program) -> None:
-    (whole / distilled.MANIFEST).write_bytes(content)
+    (whole / manifest.MANIFEST).write_bytes(content)
     answer = program("verify", whole)
     assert answer.code == 2
-    assert answer.err.startswith(f"error: {whole / distilled.MANIFEST}: ")
+    assert answer.err.startswith(f"error: {whole / manifest.MANIFEST}: ")

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from delt_hpc.config import Config, Machine
+from delt_hpc.config.schema import Config, Machine
 from delt_hpc.context import Context, choose_device
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.index import ClassMap, scan
-from delt_hpc.data.specs import SPECS
 from delt_hpc.errors import UserError
-from delt_hpc.progress import Reporter
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
+from delt_hpc.run.progress import Reporter
 
 FOLDERS = ("z", "a", "m")
 
@@ -51,15 +51,15 @@ def test_validation_shows_the_validation_images(context: Context) -> None:
 
 @pytest.mark.parametrize("given", [0, 3])
 def test_workers_as_given(given: int, context: Context) -> None:
-    assert replace(context, config=Config(machine=Machine(workers=given))).reading.workers == given
+    assert replace(context, config=Config(machine=Machine(workers=given))).loader_config.workers == given
 
 
 def test_workers_are_the_cpus_this_process_may_use(context: Context) -> None:
     allowed = os.sched_getaffinity(0)
-    assert context.reading.workers == min(8, len(allowed))
+    assert context.loader_config.workers == min(8, len(allowed))
     try:
         os.sched_setaffinity(0, {min(allowed)})
-        assert context.reading.workers == 1
+        assert context.loader_config.workers == 1
     finally:
         os.sched_setaffinity(0, allowed)
 

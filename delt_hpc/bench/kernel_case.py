@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from delt_kernels.forms import Form
+from delt_kernels.dispatch import Form
 
 # Images of each segment where eight batches of 100 are packed, each a round behind the next (50 images a class).
 ROUNDS = (14, 28, 40, 52, 64, 76, 88, 100)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from delt_hpc.bench.kernel_case import Batch, Case, Run, Tensors, Way
 from delt_hpc.bench.kernel_layers import Layer, layers_of
-from delt_hpc.draws import seeded
+from delt_hpc.keyed_random import seeded
 from delt_hpc.recovery.augmentation import draw_view, look
 from delt_kernels.adam import adam_
+from delt_kernels.bn_distance import bn_distance
+from delt_kernels.bn_relu_maxpool import stem_stats
 from delt_kernels.bn_stats import bn_stats, bn_stats_fork
 from delt_kernels.crop_resize import crop_resize, crop_resize_backward
-from delt_kernels.forms import Form
-from delt_kernels.head import bn_distance
-from delt_kernels.stem import stem_stats
+from delt_kernels.dispatch import Form
 
 SIZES = {"resnet18": 224, "resnet50": 224, "convnet4": 64}
 BATCH_NORM_EPS, ADAM_EPS, BETAS, FIRST_WEIGHT = 1e-5, 1e-8, (0.5, 0.9), 10.0

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from delt_hpc.models import build
-from delt_kernels.teacher import FusedTeacher
+from delt_hpc.models.registry import build
+from delt_kernels.teacher.fused import FusedTeacher
 
 CLASSES = 10
 
@@ -17,7 +17,7 @@ class Layer(NamedTuple):
     """What runs as one operator at a BatchNorm layer.
 
     Args:
-        operators: e.g. `bn + add + relu` (`delt_kernels.sites.Site`).
+        operators: e.g. `bn + add + relu` (`delt_kernels.teacher.sites.Site`).
         forked: two others read the output.
     """
 

@@ -15,7 +15,7 @@ from delt_hpc.bench.kernels import PASSES
 from delt_hpc.bench.machine import facts
 from delt_hpc.bench.stopwatch import times, working_stream
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import write_csv
+from delt_hpc.run.folder import write_csv
 from delt_kernels import segments
 
 IN_USE = {"TILE": segments.TILE, "TILE_CHANNELS": segments.TILE_CHANNELS}

@@ -18,7 +18,7 @@ from delt_hpc.bench.stopwatch import copy_bandwidth, working_stream
 from delt_hpc.errors import UserError
 from delt_hpc.report.drawing import chart
 from delt_hpc.report.palette import light
-from delt_hpc.run_folder import write_csv, writing
+from delt_hpc.run.folder import write_csv, writing
 
 FORMS = {
     "eager": "the published formula, op by op",

@@ -18,16 +18,16 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2 import functional as tv
 
 from delt_hpc.bench.machine import facts
-from delt_hpc.crop import draw_window
 from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import SPECS, DatasetSpec
 from delt_hpc.data.index import Index
-from delt_hpc.data.loader import Reading, evaluation_batches, has_dali
-from delt_hpc.data.specs import SPECS, Spec
+from delt_hpc.data.loader import LoaderConfig, evaluation_batches, has_dali
+from delt_hpc.data.random_crop import draw_window
 from delt_hpc.data.transforms import decode, evaluation, normalise
-from delt_hpc.draws import uniforms
 from delt_hpc.errors import UserError
+from delt_hpc.keyed_random import uniforms
 from delt_hpc.report.drawing import chart
-from delt_hpc.run_folder import write_csv, writing
+from delt_hpc.run.folder import write_csv, writing
 
 BATCH = 64
 ROUNDS = 3
@@ -99,7 +99,7 @@ def backends() -> dict[str, Load]:
 class _Files(Dataset[Tensor]):
     """Evaluation images of files, uint8 [S, S, 3]."""
 
-    def __init__(self, index: Index, spec: Spec) -> None:
+    def __init__(self, index: Index, spec: DatasetSpec) -> None:
         self._index, self._spec = index, spec
 
     def __len__(self) -> int:
@@ -129,8 +129,8 @@ def _data_loader(kind: type[_Files], index: Index, workers: int) -> Iterator[Ten
 
 def _dali(device: torch.device, index: Index, threads: int) -> Iterator[Tensor]:
     everything = np.arange(len(index))
-    reading = Reading("dali-gpu" if device.type == "cuda" else "dali-cpu", device, threads)
-    for images, _ in evaluation_batches(index, everything, _SPEC, BATCH, reading, BadFiles()):
+    loader_config = LoaderConfig("dali-gpu" if device.type == "cuda" else "dali-cpu", device, threads)
+    for images, _ in evaluation_batches(index, everything, _SPEC, BATCH, loader_config, BadFiles()):
         yield images
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from delt_hpc.timing import device_name
+from delt_hpc.run.timing import device_name
 
 _PACKAGES = ("torch", "torchvision", "triton", "pillow", "nvidia-dali-cuda130", "delt-hpc")
 

@@ -13,20 +13,20 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from delt_hpc.bench.machine import facts
-from delt_hpc.config import ScorePrecision
-from delt_hpc.crop import draw_window
+from delt_hpc.config.schema import ScorePrecision
 from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec
 from delt_hpc.data.index import Index, scan
-from delt_hpc.data.loader import Backend, Reading, evaluation_batches, has_dali
-from delt_hpc.data.specs import IMAGENET_MEAN, IMAGENET_STD, Spec
-from delt_hpc.draws import seeded, uniforms
-from delt_hpc.models import build
-from delt_hpc.run_folder import write_csv
-from delt_hpc.scoring import prepare, scores
-from delt_hpc.selection import choose
+from delt_hpc.data.loader import Backend, LoaderConfig, evaluation_batches, has_dali
+from delt_hpc.data.random_crop import draw_window
+from delt_hpc.keyed_random import seeded, uniforms
+from delt_hpc.models.registry import build
+from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.selection import choose
+from delt_hpc.run.folder import write_csv
 
 IPC, EPOCHS, BATCH = 10, 1, 32
-SPEC = Spec("photographs", 8, 32, 36, IMAGENET_MEAN, IMAGENET_STD, True, "convnet3")
+SPEC = DatasetSpec("photographs", 8, 32, 36, IMAGENET_MEAN, IMAGENET_STD, True, "convnet3")
 PRECISIONS: tuple[ScorePrecision, ...] = ("float32", "bfloat16", "float16")
 _CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def _backends() -> list[Backend]:
 def _batches(index: Index, backend: Backend, batch_size: int) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     device = torch.device("cuda") if backend == "dali-gpu" else _CPU
     everything = np.arange(len(index))
-    yield from evaluation_batches(index, everything, SPEC, batch_size, Reading(backend, device, 2), BadFiles())
+    yield from evaluation_batches(index, everything, SPEC, batch_size, LoaderConfig(backend, device, 2), BadFiles())
 
 
 def _teacher(index: Index) -> nn.Module:
@@ -127,14 +127,19 @@ def _ranked(
 
 
 def _agreement(index: Index, due: np.ndarray, found: np.ndarray) -> tuple[float, float, float, float]:
-    correlations, shares = [], []
+    correlations, sample_weights = [], []
     for label in range(SPEC.classes):
         places = index.positions(label, label)
         one, other = pd.Series(due[places]), pd.Series(found[places])
         correlations.append(float(one.rank().corr(other.rank())))
         medium = [_medium(series, index, places) for series in (one, other)]
-        shares.append(len(medium[0] & medium[1]) / IPC)
-    return float(np.mean(correlations)), min(correlations), float(np.mean(shares)), float(np.abs(due - found).max())
+        sample_weights.append(len(medium[0] & medium[1]) / IPC)
+    return (
+        float(np.mean(correlations)),
+        min(correlations),
+        float(np.mean(sample_weights)),
+        float(np.abs(due - found).max()),
+    )
 
 
 def _medium(scored: "pd.Series[float]", index: Index, places: np.ndarray) -> set[str]:

@@ -18,9 +18,9 @@ from delt_hpc.bench.synthesis_options import Options
 from delt_hpc.bench.synthesis_runs import Outcome
 from delt_hpc.bench.synthesis_times import Times, measure
 from delt_hpc.bench.synthesis_variants import VARIANTS, Variant, missing
-from delt_hpc.config import RecoverPrecision
+from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.recovery.precision import Precision
-from delt_hpc.run_folder import write_csv, write_text, writing
+from delt_hpc.run.folder import write_csv, write_text, writing
 
 REASON = 200  # characters of an error that a row tells
 

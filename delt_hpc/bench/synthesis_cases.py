@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delt_hpc.bench import floor
-from delt_hpc.config import Recover
-from delt_hpc.data.specs import SPECS, Spec
-from delt_hpc.draws import Key, generator, seeded
+from delt_hpc.config.schema import Recover
+from delt_hpc.data.catalog.specs import SPECS, DatasetSpec
 from delt_hpc.errors import UserError
-from delt_hpc.models import build
+from delt_hpc.keyed_random import Key, generator, seeded
+from delt_hpc.models.registry import build
 from delt_hpc.recovery.batches import Batch, plan
 
 NETWORKS = {"resnet18": 224, "resnet50": 224, "resnet18-small-stem": 32, "convnet3": 32, "convnet4": 64}
@@ -68,7 +68,7 @@ class Case:
     def __init__(self, network: str, recipe: Recipe, device: torch.device) -> None:
         self.network, self.recipe, self.size = network, recipe, NETWORKS[network]
         self.datasets = {spec.name: spec.classes for spec in SPECS.values() if spec.size == self.size}
-        self.spec: Spec = SPECS[max(self.datasets, key=lambda name: self.datasets[name])]
+        self.spec: DatasetSpec = SPECS[max(self.datasets, key=lambda name: self.datasets[name])]
         self.teacher = teacher(network, self.spec).to(device)
         every = plan(self.spec.classes, recipe.ipc, recipe.recover())
         self.batches: list[Batch] = [every[r % len(every)] for r in range(recipe.rounds)]
@@ -82,7 +82,7 @@ class Case:
         return self._images[round_index]
 
 
-def teacher(network: str, spec: Spec) -> nn.Module:
+def teacher(network: str, spec: DatasetSpec) -> nn.Module:
     """Fresh weights; the statistics are those of one pass of pictures, so that every layer's fit those before it.
 
     BatchNorm's shifts are high. With random weights and many values near zero, the ReLUs that flip with the last bit

@@ -7,7 +7,7 @@ import torch
 
 from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_runs import Outcome, Published, Run
-from delt_hpc.config import RecoverPrecision
+from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.recovery.precision import Precision
 
 CHECKED = 2  # rounds, the first ones, whose batches are smallest

@@ -7,7 +7,7 @@ import torch
 
 from delt_hpc.bench.synthesis_cases import NETWORKS, Recipe
 from delt_hpc.bench.synthesis_variants import PRECISIONS, VARIANTS
-from delt_hpc.config import RecoverPrecision
+from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.errors import UserError
 
 

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from delt_hpc.bench.synthesis_cases import SEED, Case
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.recovery import reference
 from delt_hpc.recovery.augmentation import draw_view, look
+from delt_hpc.recovery.cuda_graph import AHEAD
+from delt_hpc.recovery.device_tables import draw_key
+from delt_hpc.recovery.engine import Engine, fuse
 from delt_hpc.recovery.objective import Objective
-from delt_hpc.recovery.packed import Engine, fuse
-from delt_hpc.recovery.packing import Packing, Passenger, Pipeline, Room
 from delt_hpc.recovery.precision import Precision, backends
-from delt_hpc.recovery.replay import AHEAD
 from delt_hpc.recovery.schedule import Schedule
+from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
 from delt_hpc.recovery.state import State
-from delt_hpc.recovery.tables import draw_key
-from delt_kernels.frozen import frozen_copy
+from delt_kernels.teacher.frozen import frozen_copy
 
 
 class Outcome(NamedTuple):
@@ -118,21 +118,21 @@ class Packed:
         self, case: Case, precision: Precision, device: torch.device, *, recover: Recover, together: bool
     ) -> None:
         self._case, self._recover, self._device = case, recover, device
-        self._packing = Packing(1, 1 if together else recover.rounds, recover.rounds)
-        room = Room.of(case.batches, self._packing)
+        self._packing = PackingPlan(1, 1 if together else recover.rounds, recover.rounds)
+        capacity = Capacity.of(case.batches, self._packing)
         network = fuse(case.teacher, recover, precision)
-        self._engine = Engine(network, recover, case.spec, SEED, self._packing, room, precision, device=device)
+        self._engine = Engine(network, recover, case.spec, SEED, self._packing, capacity, precision, device=device)
 
     def enter(self, rounds: Sequence[int]) -> int:
         schedule = Schedule.of(self._recover)
-        waiting = [Passenger(self._case.batches[r], 0, r * schedule.round_length) for r in rounds]
-        pipeline = Pipeline(waiting, self._packing, schedule)
-        pipeline.enter()
-        self._running = pipeline.running()
+        waiting = [ScheduledBatch(self._case.batches[r], 0, r * schedule.round_length) for r in rounds]
+        scheduler = BatchScheduler(waiting, self._packing, schedule)
+        scheduler.enter()
+        self._running = scheduler.running()
         self._states = [State.start(self._case.images(schedule.round(p.t))) for p in self._running]
-        for passenger, state in zip(self._running, self._states, strict=True):
-            self._engine.enter(passenger, state)
-        self._rounds = [schedule.round(passenger.t) for passenger in self._running]
+        for scheduled, state in zip(self._running, self._states, strict=True):
+            self._engine.enter(scheduled, state)
+        self._rounds = [schedule.round(scheduled.t) for scheduled in self._running]
         return sum(p.batch.active(r) for p, r in zip(self._running, self._rounds, strict=True))
 
     def iterate(self, iterations: int) -> float | None:

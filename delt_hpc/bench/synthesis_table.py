@@ -10,7 +10,7 @@ from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_checks import ALLOWED
 from delt_hpc.bench.synthesis_times import Times
 from delt_hpc.bench.synthesis_variants import REFERENCE
-from delt_hpc.config import RecoverPrecision
+from delt_hpc.config.schema import RecoverPrecision
 
 _ELEMENT = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # bytes of an activation
 

@@ -11,8 +11,8 @@ from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_checks import Errors
 from delt_hpc.bench.synthesis_runs import Outcome, Run
 from delt_hpc.bench.synthesis_variants import Variant
-from delt_hpc.config import RecoverPrecision
-from delt_hpc.recovery.replay import WARM_UP as GRAPH_WARM_UP
+from delt_hpc.config.schema import RecoverPrecision
+from delt_hpc.recovery.cuda_graph import WARM_UP as GRAPH_WARM_UP
 
 BLOCK_SECONDS = 0.5
 WARM_UP = {"cuda": GRAPH_WARM_UP + 2, "cpu": 1}  # iterations; on a GPU the last ones replay the recorded graph

@@ -6,7 +6,7 @@ import torch
 
 from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_runs import Packed, Published, Run
-from delt_hpc.config import RecoverPrecision
+from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.recovery.precision import Precision
 
 REFERENCE = "reference"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from delt_hpc.config import OnBad
+from delt_hpc.config.schema import OnBad
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import RunFolder, write_csv
+from delt_hpc.run.folder import RunFolder, write_csv
 
 TABLE = "skipped.csv"
 COLUMNS = ("split", "img_path", "reason")

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delt_hpc.config import Config, Data, is_free
-from delt_hpc.data import measure, names, sources
+from delt_hpc.config.schema import Config, Data, is_free
+from delt_hpc.data import measure
+from delt_hpc.data.catalog import names, sources
+from delt_hpc.data.catalog.specs import DatasetSpec, resolve
 from delt_hpc.data.index import ClassMap, Index, class_folders, from_pairs, scan
-from delt_hpc.data.specs import Spec, resolve
-from delt_hpc.draws import digest
 from delt_hpc.errors import UserError, some
-from delt_hpc.run_folder import RunFolder, differences, read_json, write_json
+from delt_hpc.keyed_random import digest
+from delt_hpc.run.folder import RunFolder, differences, read_json, write_json
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    spec: Spec
+    spec: DatasetSpec
     classes: ClassMap
     train: Index
     val: Index
@@ -50,7 +51,7 @@ def open_dataset(config: Config, run: RunFolder) -> Dataset:
     """What `prepare` has written down."""
     root = root_of(config.data)
     return Dataset(
-        Spec.from_json(read_json(run.dataset)["spec"]),
+        DatasetSpec.from_json(read_json(run.dataset)["spec"]),
         ClassMap.read(run.classes),
         Index.read(run.index("train"), root / config.data.train),
         Index.read(run.index("val"), root / config.data.val),

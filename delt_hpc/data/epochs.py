@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from delt_hpc.draws import Key, permutation
+from delt_hpc.keyed_random import Key, permutation
 
 
 class TrainingBatch(NamedTuple):

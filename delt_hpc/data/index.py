@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from delt_hpc.errors import UserError, some
-from delt_hpc.run_folder import writing
+from delt_hpc.run.folder import writing
 
 # torchvision's ImageFolder takes these, whatever their case
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -16,21 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from delt_hpc.config import Loader, OnBad
+from delt_hpc.config.schema import Loader, OnBad
 from delt_hpc.data import pil_loader
 from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.epochs import TrainingBatch, steps
 from delt_hpc.data.index import Index
-from delt_hpc.data.specs import Spec
 from delt_hpc.data.transforms import Augmentation
-from delt_hpc.draws import Key
 from delt_hpc.errors import UserError
+from delt_hpc.keyed_random import Key
 
 Backend = Literal["dali-gpu", "dali-cpu", "torchvision"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderConfig:
     """How a process reads images.
 
     Attributes:
@@ -87,20 +87,20 @@ def has_dali() -> bool:
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
-def images(root: Path, paths: Sequence[str], spec: Spec, batch_size: int) -> Iterator[Tensor]:
+def images(root: Path, paths: Sequence[str], spec: DatasetSpec, batch_size: int) -> Iterator[Tensor]:
     """The images of a few files, in order, by the reference backend: float32 [<= batch_size, 3, S, S] on the CPU.
 
     Raises:
         UserError: naming every unreadable file of the batch at hand.
     """
     index = Index(root, tuple(paths), np.zeros(len(paths), dtype=np.int64))
-    reading = Reading("torchvision", torch.device("cpu"))
-    for batch, _ in evaluation_batches(index, np.arange(len(paths)), spec, batch_size, reading, BadFiles()):
+    loader_config = LoaderConfig("torchvision", torch.device("cpu"))
+    for batch, _ in evaluation_batches(index, np.arange(len(paths)), spec, batch_size, loader_config, BadFiles()):
         yield batch
 
 
 def evaluation_batches(
-    index: Index, positions: np.ndarray, spec: Spec, batch_size: int, reading: Reading, bad: BadFiles
+    index: Index, positions: np.ndarray, spec: DatasetSpec, batch_size: int, loader_config: LoaderConfig, bad: BadFiles
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Every asked image once, in order, under the exact evaluation transform.
 
@@ -115,8 +115,14 @@ def evaluation_batches(
     Raises:
         UserError: naming unreadable files, unless they are skipped.
     """
-    batches: Iterator[tuple[Tensor, np.ndarray]] = _module(reading, training=False).evaluation_batches(
-        index, positions, spec, batch_size, device=reading.device, threads=_threads(reading, training=False), bad=bad
+    batches: Iterator[tuple[Tensor, np.ndarray]] = _module(loader_config, training=False).evaluation_batches(
+        index,
+        positions,
+        spec,
+        batch_size,
+        device=loader_config.device,
+        threads=_threads(loader_config, training=False),
+        bad=bad,
     )
     return batches
 
@@ -131,15 +137,15 @@ class TrainingSet:
 
     index: Index
     positions: np.ndarray
-    spec: Spec
+    spec: DatasetSpec
     augmentation: Augmentation
     batch_size: int
     key: tuple[Key, ...]
-    reading: Reading
+    loader_config: LoaderConfig
     bad: BadFiles = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "bad", BadFiles(self.reading.on_bad))
+        object.__setattr__(self, "bad", BadFiles(self.loader_config.on_bad))
 
     def batches(self, first: int, last: int) -> Iterator[TrainingBatch]:
         """The batches of epochs first..last-1, one epoch after the other without a pause.
@@ -147,8 +153,8 @@ class TrainingSet:
         The last batch of an epoch is smaller where the count asks for it; a single left-over image joins the batch
         before it, since BatchNorm cannot be trained on one.
         """
-        reading = self.reading
-        batches: Iterator[TrainingBatch] = _module(reading, training=True).training_batches(
+        loader_config = self.loader_config
+        batches: Iterator[TrainingBatch] = _module(loader_config, training=True).training_batches(
             self.index,
             self.positions,
             self.spec,
@@ -156,10 +162,10 @@ class TrainingSet:
             range(first, last),
             augmentation=self.augmentation,
             key=self.key,
-            device=reading.device,
-            threads=_threads(reading, training=True),
+            device=loader_config.device,
+            threads=_threads(loader_config, training=True),
             bad=self.bad,
-            keep_mib=reading.cache_mib,
+            keep_mib=loader_config.cache_mib,
         )
         return batches
 
@@ -179,11 +185,11 @@ class ValidationSet:
         bad: the files that were left out.
     """
 
-    def __init__(self, index: Index, spec: Spec, batch_size: int, reading: Reading) -> None:
-        self._index, self._spec, self._batch_size, self._reading = index, spec, batch_size, reading
-        self._keep = len(index) * spec.size**2 * 3 * 4 <= reading.cache_mib * 2**20
+    def __init__(self, index: Index, spec: DatasetSpec, batch_size: int, loader_config: LoaderConfig) -> None:
+        self._index, self._spec, self._batch_size, self._reading = index, spec, batch_size, loader_config
+        self._keep = len(index) * spec.size**2 * 3 * 4 <= loader_config.cache_mib * 2**20
         self._kept: list[tuple[Tensor, Tensor]] = []
-        self.bad = BadFiles(reading.on_bad)
+        self.bad = BadFiles(loader_config.on_bad)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Images [B, 3, S, S] normalised and labels int64 [B], on the device."""
@@ -201,21 +207,25 @@ class ValidationSet:
         self._kept = read  # only now: a pass that was broken off has not seen every image
 
 
-def _module(reading: Reading, *, training: bool) -> ModuleType:
-    if reading.backend(training=training) == "torchvision":
+def _module(loader_config: LoaderConfig, *, training: bool) -> ModuleType:
+    if loader_config.backend(training=training) == "torchvision":
         return pil_loader
     # Imported where it is used, since it may not be installed.
     if training:
-        from delt_hpc.data import dali_training  # noqa: PLC0415
+        from delt_hpc.data.dali import training as dali_training  # noqa: PLC0415
 
         return dali_training
-    from delt_hpc.data import dali_evaluation  # noqa: PLC0415
+    from delt_hpc.data.dali import evaluation as dali_evaluation  # noqa: PLC0415
 
     return dali_evaluation
 
 
-def _threads(reading: Reading, *, training: bool) -> int:
-    return reading.workers if reading.backend(training=training) == "torchvision" else max(1, reading.workers)
+def _threads(loader_config: LoaderConfig, *, training: bool) -> int:
+    return (
+        loader_config.workers
+        if loader_config.backend(training=training) == "torchvision"
+        else max(1, loader_config.workers)
+    )
 
 
 def _dali_package() -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from torchvision.transforms.v2 import functional as tv
 
-from delt_hpc.config import Data, OnBad
+from delt_hpc.config.schema import Data, OnBad
+from delt_hpc.data.catalog.specs import SPECS, Colour
 from delt_hpc.data.index import Index
-from delt_hpc.data.specs import SPECS, Colour
 from delt_hpc.data.transforms import BadImageError, decode
-from delt_hpc.draws import permutation
 from delt_hpc.errors import UserError
-from delt_hpc.progress import Reporter
+from delt_hpc.keyed_random import permutation
+from delt_hpc.run.progress import Reporter
 
 MOST_IMAGES = 10_000
 _LEVELS = np.arange(256) / 255

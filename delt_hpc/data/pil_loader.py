@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from delt_hpc.data.bad_files import BadFile, BadFiles
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.epochs import TrainingBatch, shuffled_batches
 from delt_hpc.data.index import Index
-from delt_hpc.data.specs import Spec
 from delt_hpc.data.transforms import Augmentation, BadImageError, Pixels, decode, evaluation, normalise, training
-from delt_hpc.draws import Key, uniforms
+from delt_hpc.keyed_random import Key, uniforms
 
 # Below this many images the start of worker processes costs more than they save.
 _FEW = 4096
@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
 def evaluation_batches(
     index: Index,
     positions: np.ndarray,
-    spec: Spec,
+    spec: DatasetSpec,
     batch_size: int,
     *,
     device: torch.device,
@@ -64,7 +64,7 @@ def evaluation_batches(
 def training_batches(
     index: Index,
     positions: np.ndarray,
-    spec: Spec,
+    spec: DatasetSpec,
     batch_size: int,
     epochs: range,
     *,

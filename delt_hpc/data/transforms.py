@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from delt_hpc.crop import draw_window
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.randaugment import RandAugment
-from delt_hpc.data.specs import Spec
+from delt_hpc.data.random_crop import draw_window
 
 Pixels = np.ndarray  # uint8 [height, width, 3]
 
@@ -35,7 +35,7 @@ def decode(path: Path) -> Image.Image:
         raise BadImageError(f"{path}: {str(error) or type(error).__name__}") from None
 
 
-def evaluation(spec: Spec) -> Callable[[Image.Image], Pixels]:
+def evaluation(spec: DatasetSpec) -> Callable[[Image.Image], Pixels]:
     """Resize of the shorter side (antialias) and centre crop: uint8 [size, size, 3]."""
     return partial(_evaluation, spec)
 
@@ -52,7 +52,7 @@ class Augmentation(NamedTuple):
     randaugment: bool = False
 
 
-def training(spec: Spec, augmentation: Augmentation) -> Callable[[Image.Image, Iterator[float]], Pixels]:
+def training(spec: DatasetSpec, augmentation: Augmentation) -> Callable[[Image.Image, Iterator[float]], Pixels]:
     """RandomResizedCrop, mirroring (where the data set allows it) and RandAugment: uint8 [size, size, 3].
 
     The transform takes the image and the stream of uniform numbers that its draws come from.
@@ -61,12 +61,12 @@ def training(spec: Spec, augmentation: Augmentation) -> Callable[[Image.Image, I
 
 
 # Plain functions rather than closures, so that worker processes can be handed them however they are started.
-def _evaluation(spec: Spec, image: Image.Image) -> Pixels:
+def _evaluation(spec: DatasetSpec, image: Image.Image) -> Pixels:
     return np.asarray(tv.center_crop(tv.resize(image, [spec.resize], antialias=True), [spec.size, spec.size]))
 
 
 def _training(
-    spec: Spec,
+    spec: DatasetSpec,
     crop_scale: tuple[float, float],
     policy: RandAugment | None,
     image: Image.Image,
@@ -82,13 +82,13 @@ def _training(
     return np.asarray(image)
 
 
-def normalise(pixels: Tensor, spec: Spec) -> Tensor:
+def normalise(pixels: Tensor, spec: DatasetSpec) -> Tensor:
     """uint8 [B, S, S, 3] -> float32 [B, 3, S, S]: (value / 255 - mean) / std."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (spec.mean, spec.std))
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def quantise(images: Tensor, spec: Spec, *, truncate: bool = False) -> np.ndarray:
+def quantise(images: Tensor, spec: DatasetSpec, *, truncate: bool = False) -> np.ndarray:
     """Normalised float [B, 3, S, S] -> uint8 [B, S, S, 3], rounded; `truncate` is the published way."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     scaled = (images.float() * std + mean).clamp(0, 1) * 255

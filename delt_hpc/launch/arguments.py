@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delt_hpc import config_file
-from delt_hpc.config import STAGES, Config, Stage
+from delt_hpc.config.load import load_config
+from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch import logs as logging
 from delt_hpc.launch import markers, profile, records
 from delt_hpc.launch import submit as submission
 from delt_hpc.launch.plan import Range
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.run_folder import RunFolder, read_json
+from delt_hpc.run.folder import RunFolder, read_json
 
 HERE = ("local", "inline")  # in place of a profile
 
@@ -28,7 +28,7 @@ class Opened:
 
 def open_run(source: str, run_folder: Path | None, overrides: Sequence[str] | None, count: int | None) -> Opened:
     """The configuration and its run folder; classes as planned where jobs were submitted already."""
-    config = config_file.load(source, overrides or ())
+    config = load_config(source, overrides or ())
     run = _run_of(source, run_folder, config)
     if count is None and not run.classes.exists():
         planned = records.submissions(LaunchFolder(run))
@@ -38,7 +38,7 @@ def open_run(source: str, run_folder: Path | None, overrides: Sequence[str] | No
 
 def open_submitted(source: str, run_folder: Path | None) -> Opened:
     """The run as it was submitted: by the configuration in its folder, where there is one."""
-    run = _run_of(source, run_folder, config_file.load(source))
+    run = _run_of(source, run_folder, load_config(source))
     return open_run(str(run.root) if run.config.exists() else source, run.root, None, None)
 
 

@@ -5,7 +5,7 @@ import platform
 import signal
 from collections.abc import Sequence
 
-from delt_hpc.config import Stage
+from delt_hpc.config.schema import Stage
 from delt_hpc.launch import queue, records
 from delt_hpc.launch.plan import Range, Task
 from delt_hpc.launch.records import LaunchFolder

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from delt_hpc.interruption import EXIT_CODE, Interrupted
 from delt_hpc.launch import cancel as cancelling
 from delt_hpc.launch import doctor as site
 from delt_hpc.launch import environment, estimate, figures, profile, progress, queue, records, show
@@ -33,6 +32,7 @@ from delt_hpc.launch.arguments import (
 )
 from delt_hpc.launch.executor import SubmissionError
 from delt_hpc.launch.records import LaunchFolder
+from delt_hpc.run.stop import EXIT_CODE, Interrupted
 
 REFUSED = 6
 

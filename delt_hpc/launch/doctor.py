@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from delt_hpc.config import STAGES, Stage
+from delt_hpc.config.schema import STAGES, Stage
 from delt_hpc.launch import environment, queue
 from delt_hpc.launch.executor import outside_any_job
 from delt_hpc.launch.finding import Finding
 from delt_hpc.launch.profile import Profile, interpreter
 from delt_hpc.launch.script import Script, text
 from delt_hpc.launch.submit import warnings
-from delt_hpc.run_folder import write_text
+from delt_hpc.run.folder import write_text
 from delt_hpc.version import VERSION
 
 _POLL_SECONDS = 0.5

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from delt_hpc.config import Config, Stage
-from delt_hpc.data.specs import SPECS
+from delt_hpc.config.schema import Config, Stage
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.launch.figures import Rate
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.profile import Profile

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delt_hpc import config_file
-from delt_hpc.config import Config, Stage
-from delt_hpc.data.specs import SPECS
+from delt_hpc.config.load import load_config
+from delt_hpc.config.schema import Config, Stage
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _refuse_other_work(config: Config, place: Path) -> None:
     """A speed says nothing about another network, image size or engine; of a mere file the user knows."""
     if not (place / "config.yaml").exists():
         return
-    mine, other = _work(config), _work(config_file.load(str(place)))
+    mine, other = _work(config), _work(load_config(str(place)))
     differing = [f"{key}: measured {other[key]!r}, now {mine[key]!r}" for key in mine if mine[key] != other[key]]
     if differing:
         raise UserError("was measured for other work:\n    " + "\n    ".join(differing), where=f"--figures {place}")

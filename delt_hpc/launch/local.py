@@ -12,14 +12,14 @@ from submitit.core.core import Job as SubmititJob
 from submitit.local.debug import DebugExecutor
 from submitit.local.local import LocalExecutor
 
-from delt_hpc import interruption
-from delt_hpc.config import Stage
+from delt_hpc.config.schema import Stage
 from delt_hpc.launch import records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.records import Submission
 from delt_hpc.launch.submit import Order
 from delt_hpc.launch.work import Work
+from delt_hpc.run import stop
 
 MINUTES = 60 * 24 * 365  # submitit's local executor wants a limit
 PATIENCE = 60
@@ -80,7 +80,7 @@ def run_inline(order: Order, jobs: Sequence[Job]) -> None:
         for task in job.tasks:
             work = Work(str(order.root), task, order.classes, PATIENCE)
             _record(order, "inline", str(os.getpid()), task)
-            with interruption.heeding():
+            with stop.on_sigterm():
                 failure = executor.submit(work.execute).exception()
             if failure:
                 raise failure

@@ -3,14 +3,14 @@
 import os
 from pathlib import Path
 
-from delt_hpc.config import Config, Stage
+from delt_hpc.config.schema import Config, Stage
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.index import ClassMap, class_folders
-from delt_hpc.data.specs import SPECS
 from delt_hpc.errors import UserError
 from delt_hpc.launch import plan
 from delt_hpc.launch.plan import Task
 from delt_hpc.recovery import batches
-from delt_hpc.run_folder import DONE, RunFolder, is_done
+from delt_hpc.run.folder import DONE, RunFolder, is_done
 
 
 class Markers:

@@ -7,12 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from delt_hpc.config import STAGES, Stage
-from delt_hpc.interruption import EXIT_CODE
+from delt_hpc.config.schema import STAGES, Stage
 from delt_hpc.launch import profile
 from delt_hpc.launch.plan import RANGED
 from delt_hpc.launch.script import COMPILED, Script, text
-from delt_hpc.run_folder import write_text
+from delt_hpc.run.folder import write_text
+from delt_hpc.run.stop import EXIT_CODE
 
 PROFILE = "generic-gpu"
 

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from delt_hpc.config import STAGES, Config, Stage
+from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.profile import Profile
 from delt_hpc.recovery.batches import block_size
-from delt_hpc.trial import Trial, trials
+from delt_hpc.training.trial import Trial, trials
 
 RANGED: tuple[Stage, ...] = ("rank", "recover")
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from delt_hpc.launch import environment
-from delt_hpc.run_folder import write_json
+from delt_hpc.run.folder import write_json
 from delt_hpc.version import VERSION
 
 

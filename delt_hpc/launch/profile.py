@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
-from delt_hpc.config import STAGES, Positive, Section, Stage
-from delt_hpc.config_file import parse_yaml
+from delt_hpc.config.load import parse_yaml
+from delt_hpc.config.schema import STAGES, Positive, Section, Stage
 from delt_hpc.errors import UserError
 
 # A link to slurm/ of the source tree; a real folder in a wheel.

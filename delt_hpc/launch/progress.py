@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from delt_hpc.config import Config, Stage
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import estimate, figures, plan
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.status import Row
-from delt_hpc.run_folder import RunFolder, read_json
+from delt_hpc.run.folder import RunFolder, read_json
 
 
 def left(config: Config, run: RunFolder, classes: int, rows: Sequence[Row]) -> dict[Stage, float]:

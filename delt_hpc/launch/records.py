@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from delt_hpc.config import Stage
+from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.plan import Task
-from delt_hpc.run_folder import RunFolder, read_json, write_json
-from delt_hpc.trial import Trial
+from delt_hpc.run.folder import RunFolder, read_json, write_json
+from delt_hpc.training.trial import Trial
 
 
 class LaunchFolder:

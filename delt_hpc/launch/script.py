@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
-from delt_hpc.config import Stage
+from delt_hpc.config.schema import Stage
 from delt_hpc.launch.profile import Profile, Resources, handed_in, pyxis_arguments
 
 # A task in a container asks for its requeueing by this file; the script, which runs on the host, does it.

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from delt_hpc.config import Stage
+from delt_hpc.config.schema import Stage
 from delt_hpc.launch.estimate import Disk
 from delt_hpc.launch.estimate import Row as PlanRow
 from delt_hpc.launch.status import Row, State

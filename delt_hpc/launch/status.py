@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from delt_hpc.config import Config, Stage
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import plan, queue, records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.queue import Entry
 from delt_hpc.launch.records import Event, LaunchFolder, Submission
 from delt_hpc.recovery.batches import block_size
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 State = Literal["done", "running", "pending", "failed", "lost", "unknown", "missing"]
 LIVE: tuple[State, ...] = ("running", "pending", "unknown")

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from delt_hpc import config_file, run_folder
-from delt_hpc.config import STAGES, Config, Stage, identity
-from delt_hpc.config_file import dump
+from delt_hpc.config.load import dump_config, load_config
+from delt_hpc.config.schema import STAGES, Config, Stage, identity
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import plan, queue, records, status
 from delt_hpc.launch.executor import ScriptExecutor, SubmissionError, command, outside_any_job
@@ -21,7 +20,7 @@ from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
 from delt_hpc.launch.status import Row
 from delt_hpc.launch.work import Work
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder, check_stamp, differences, stage_folders, stage_identity, write_text
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,8 @@ def refuse_what_cannot_be(order: Order, jobs: Sequence[Job], rows: Sequence[Row]
 
 def _refuse_another_configuration(order: Order) -> None:
     """A task reads the run's configuration when it begins, so that must not change under those that wait."""
-    before = config_file.load(str(order.run.root))
-    found = [
-        text
-        for stage in STAGES
-        for text in run_folder.differences(identity(before, stage), identity(order.config, stage))
-    ]
+    before = load_config(str(order.run.root))
+    found = [text for stage in STAGES for text in differences(identity(before, stage), identity(order.config, stage))]
     if found:
         raise SubmissionError(
             "live jobs were submitted with another configuration:\n    " + "\n    ".join(dict.fromkeys(found)),
@@ -129,8 +124,8 @@ def refuse_another_run(order: Order) -> None:
             "Slurm takes `%` for a pattern", where=str(order.root), remedy="give another run folder (--run)"
         )
     if order.run.dataset.exists():
-        for stage, made in run_folder.stage_folders(order.run):
-            run_folder.check_stamp(made, run_folder.stage_identity(order.config, stage, order.run))
+        for stage, made in stage_folders(order.run):
+            check_stamp(made, stage_identity(order.config, stage, order.run))
 
 
 def prepare(order: Order) -> None:
@@ -140,9 +135,9 @@ def prepare(order: Order) -> None:
         path.mkdir(parents=True, exist_ok=True)
     if order.profile.contained:
         program = folder.programs / "scontrol"
-        run_folder.write_text(program, request_program(str(folder.work)))
+        write_text(program, request_program(str(folder.work)))
         program.chmod(0o755)
-    run_folder.write_text(order.run.config, dump(order.config))
+    write_text(order.run.config, dump_config(order.config))
 
 
 def script(order: Order, job: Job, elements: int | None, after: tuple[str, ...], work: str) -> str:

@@ -12,14 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from delt_hpc import config_file, interruption
-from delt_hpc.config import Stage
+from delt_hpc.config.load import load_config
+from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch import queue, records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run import stop
+from delt_hpc.run.folder import RunFolder
 
 USER_ERROR, MISSING_INPUTS = 2, 3
 
@@ -72,7 +73,7 @@ class Work:
             Interrupted: asked to stop by SIGTERM; the state is saved.
         """
         root = Path(self.root)
-        config = config_file.load(self.root)
+        config = load_config(self.root)
         missing = Markers(config, RunFolder(root), self.classes).missing_inputs(self.task.stage)
         if missing:
             raise MissingInputsError(
@@ -80,10 +81,10 @@ class Work:
                 remedy="`delt-hpc status` says what became of it; `delt-hpc submit` submits what is missing",
             )
         from delt_hpc import pipeline  # noqa: PLC0415
-        from delt_hpc.progress import Reporter  # noqa: PLC0415
+        from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
         context = pipeline.open_run(config, root, Reporter())
-        interruption.check()
+        stop.check()
         # The last of the array writes the ranking, unless its view of a shared disk was too old to know.
         stages: tuple[Stage, ...] = ("rank", "select") if self.task.stage == "select" else (self.task.stage,)
         pipeline.run_stages(context, stages, self.task.classes, self.task.trial)
@@ -96,9 +97,9 @@ class Work:
 
         asked: list[int] = []
         try:
-            with interruption.heeding(), _user_signal(asked, self.patience, requeue):
+            with stop.on_sigterm(), _user_signal(asked, self.patience, requeue):
                 self.execute()
-        except interruption.Interrupted:
+        except stop.Interrupted:
             print("stopped as asked to, state saved", flush=True)
             tell("stopped")
             if asked or (slurm and queue.still_wanted(job)):
@@ -107,7 +108,7 @@ class Work:
                 except Exception as error:
                     tell("failed", str(error))
                     raise
-            sys.exit(interruption.EXIT_CODE)
+            sys.exit(stop.EXIT_CODE)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             tell("failed", str(error).splitlines()[0])

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from delt_hpc.crop import Window, draw_window
-from delt_hpc.draws import Key, uniforms
+from delt_hpc.data.random_crop import Window, draw_window
+from delt_hpc.keyed_random import Key, uniforms
 
 
 class View(NamedTuple):

@@ -3,14 +3,14 @@
 import pandas as pd
 import torch
 
-from delt_hpc import selection
 from delt_hpc.context import Context
+from delt_hpc.ranking import selection
 from delt_hpc.recovery import images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
-from delt_hpc.run_folder import is_done, mark_done, write_csv
-from delt_hpc.timing import Record, record
+from delt_hpc.run.folder import is_done, mark_done, write_csv
+from delt_hpc.run.timing import Record, record
 
 CHECKPOINT, IMAGES, CURVE = "checkpoint.pt", "images.csv", "curve.csv"
 CURVE_COLUMNS = ("iteration", "round", "active", "lr", "min_crop", "loss", "cross_entropy", "bn_loss")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.schedule import entry_rounds
 

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-from delt_hpc.recovery.packed import Engine
-from delt_hpc.recovery.packing import Passenger, Pipeline
+from delt_hpc.recovery.engine import Engine
+from delt_hpc.recovery.scheduler import BatchScheduler, ScheduledBatch
 from delt_hpc.recovery.state import State
 
 
-def drive(
+def run_batches(
     engine: Engine,
-    pipeline: Pipeline,
-    load: Callable[[Passenger], State],
-    finish: Callable[[Passenger, State], None],
+    scheduler: BatchScheduler,
+    load: Callable[[ScheduledBatch], State],
+    finish: Callable[[ScheduledBatch, State], None],
     after_iteration: Callable[[int], bool] = lambda images: False,
-    between: Callable[[Sequence[tuple[Passenger, State]]], None] = lambda travelling: None,
+    between: Callable[[Sequence[tuple[ScheduledBatch, State]]], None] = lambda travelling: None,
 ) -> None:
     """Until the last batch has arrived.
 
@@ -25,12 +25,12 @@ def drive(
             (`Engine.snapshot`).
     """
     states: dict[str, State] = {}
-    while pipeline:
-        for passenger in pipeline.enter():
-            states[passenger.batch.id] = state = load(passenger)
-            engine.enter(passenger, state)
-        running = pipeline.running()
-        done = engine.run(running, [states[p.batch.id] for p in running], pipeline.stretch(), after_iteration)
-        for passenger in pipeline.advance(done):
-            finish(passenger, engine.snapshot(passenger, states.pop(passenger.batch.id)))
-        between([(passenger, states[passenger.batch.id]) for passenger in pipeline.travelling])
+    while scheduler:
+        for scheduled in scheduler.enter():
+            states[scheduled.batch.id] = state = load(scheduled)
+            engine.enter(scheduled, state)
+        running = scheduler.running()
+        done = engine.run(running, [states[p.batch.id] for p in running], scheduler.stretch(), after_iteration)
+        for scheduled in scheduler.advance(done):
+            finish(scheduled, engine.snapshot(scheduled, states.pop(scheduled.batch.id)))
+        between([(scheduled, states[scheduled.batch.id]) for scheduled in scheduler.travelling])

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.loader import images
-from delt_hpc.data.specs import Spec
 from delt_hpc.data.transforms import quantise
-from delt_hpc.draws import Key, generator
+from delt_hpc.keyed_random import Key, generator
 from delt_hpc.recovery.batches import Batch
-from delt_hpc.run_folder import writing
+from delt_hpc.run.folder import writing
 
 SUFFIX = {"jpeg": ".jpg", "jpeg75": ".jpg", "png": ".png"}
 
 
-def selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: Spec) -> Tensor:
+def selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: DatasetSpec) -> Tensor:
     """The selected real images of the batch, in its order: float32 [N, 3, S, S].
 
     Args:
@@ -39,7 +39,7 @@ def _rows(batch: Batch, table: pd.DataFrame) -> pd.DataFrame:
     return table.set_index(["class_index", "number"]).loc[wanted]
 
 
-def noise(batch: Batch, spec: Spec, *key: Key) -> Tensor:
+def noise(batch: Batch, spec: DatasetSpec, *key: Key) -> Tensor:
     """Standard normal images, each a function of (key, class, number): float32 [N, 3, S, S]."""
     shape = (3, spec.size, spec.size)
     return torch.stack([torch.randn(shape, generator=generator(*key, e.class_index, e.number)) for e in batch.entries])
@@ -62,7 +62,7 @@ def file_of(class_index: int, number: int, image_format: str) -> str:
     return f"images/{class_index:05d}/{number:05d}{SUFFIX[image_format]}"
 
 
-def write(batch: Batch, optimised: Tensor, spec: Spec, image_format: str, folder: Path) -> None:
+def write(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
     """Every image of the batch as a file below the folder."""
     pixels = quantise(optimised, spec, truncate=image_format == "jpeg75")
     for entry, each in zip(batch.entries, pixels, strict=True):

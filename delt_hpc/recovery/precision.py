@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
 
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from delt_hpc.config import Recover
-from delt_hpc.data.specs import Spec
-from delt_hpc.draws import Key
+from delt_hpc.config.schema import Recover
+from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.keyed_random import Key
 from delt_hpc.recovery.augmentation import draw_view, look
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.objective import Objective
@@ -24,7 +24,7 @@ def recover(
     batch: Batch,
     teacher: nn.Module,
     recover_config: Recover,
-    spec: Spec,
+    spec: DatasetSpec,
     key: tuple[Key, ...],
     after_iteration: Callable[[State, int], None],
 ) -> None:
@@ -82,7 +82,7 @@ def step_counts(batch: Batch, schedule: Schedule, adam_steps: str, t: int, activ
     return torch.tensor([t + 1 - start for start in entered], dtype=torch.float64)
 
 
-def pixel_box(spec: Spec, like: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_box(spec: DatasetSpec, like: Tensor) -> tuple[Tensor, Tensor]:
     """What black and white are after normalisation: -m/s and (1-m)/s, each [3, 1, 1]."""
     mean, std = (
         torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1) for values in (spec.mean, spec.std)

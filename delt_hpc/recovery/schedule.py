@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 
 
 def entry_rounds(images: int, rounds: int) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from delt_hpc.run_folder import writing
+from delt_hpc.run.folder import writing
 
 
 @dataclass

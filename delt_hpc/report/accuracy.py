@@ -7,11 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from delt_hpc.config import Arm, Config
+from delt_hpc.config.schema import Arm, Config
 from delt_hpc.errors import some
 from delt_hpc.report import tables
 from delt_hpc.report.content import ArmResult, Missing, Spread, StudentCurve, Training
-from delt_hpc.run_folder import RunFolder, is_done
+from delt_hpc.run.folder import RunFolder, is_done
 
 RESULT, HISTORY = "result.json", "history.csv"
 

@@ -4,15 +4,15 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from delt_hpc import timing
-from delt_hpc.config import Config
+from delt_hpc.config.schema import Config
 from delt_hpc.data import bad_files
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.recovery.batches import plan
 from delt_hpc.report import accuracy, costs, losses, method, tables
 from delt_hpc.report.content import ArmResult, Costs, Diversity, Headline, LeftOut, Missing, Report, Spread, TeacherCard
 from delt_hpc.report.pairs import Pair, sample
-from delt_hpc.run_folder import RunFolder, is_done, read_json
+from delt_hpc.run import timing
+from delt_hpc.run.folder import RunFolder, is_done, read_json
 from delt_hpc.version import VERSION
 
 CARD, HISTORY, READ_BY = "teacher.json", "history.csv", "read_by.json"

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from delt_hpc.config import STAGES
+from delt_hpc.config.schema import STAGES
 from delt_hpc.report.content import Costs, RoundCost, StageCost
 from delt_hpc.report.tables import number
 
@@ -12,7 +12,7 @@ SHOWN = tuple(stage for stage in STAGES if stage != "report")
 
 
 def add_up(records: pd.DataFrame) -> Costs | None:
-    """None where there are no records; `records` has the columns of `delt_hpc.timing.COLUMNS`."""
+    """None where there are no records; `records` has the columns of `delt_hpc.run.timing.COLUMNS`."""
     table = records[records["stage"].isin(SHOWN)]
     if table.empty:
         return None

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.report import tables
 from delt_hpc.report.content import LossCurve
-from delt_hpc.run_folder import RunFolder, is_done
+from delt_hpc.run.folder import RunFolder, is_done
 
 CURVE = "curve.csv"
 _VALUES = ["active", "loss", "cross_entropy", "bn_loss"]

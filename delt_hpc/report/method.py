@@ -1,7 +1,7 @@
 """How the run was made, in words: one sentence or two for each stage, from the configuration alone."""
 
-from delt_hpc.config import Config
-from delt_hpc.data.specs import Spec
+from delt_hpc.config.schema import Config
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.report.content import Step
 
 _ORDER = {
@@ -23,7 +23,7 @@ REFERENCES = {
 }
 
 
-def steps(config: Config, spec: Spec) -> tuple[Step, ...]:
+def steps(config: Config, spec: DatasetSpec) -> tuple[Step, ...]:
     """The configured stages in order."""
     texts = {
         "squeeze": _squeeze(config),
@@ -48,7 +48,7 @@ def _squeeze(config: Config) -> str:
     )
 
 
-def _rank(config: Config, spec: Spec) -> str:
+def _rank(config: Config, spec: DatasetSpec) -> str:
     if config.rank.csv:
         return "The real training images of each class in the order of a given ranking."
     return (

@@ -10,7 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from delt_hpc.config import STAGES
+from delt_hpc.config.schema import STAGES
 from delt_hpc.report import formats, palette
 from delt_hpc.report.content import Report
 from delt_hpc.report.drawing import Chart

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from delt_hpc import selection
 from delt_hpc.data.index import ClassMap
-from delt_hpc.distilled import MANIFEST
+from delt_hpc.distilled.manifest import MANIFEST
+from delt_hpc.ranking import selection
 from delt_hpc.report import tables
 from delt_hpc.report.content import SampleClass, SampleImage
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 Item = TypeVar("Item")
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from delt_hpc import teacher
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.loader import images
-from delt_hpc.data.specs import Spec
-from delt_hpc.diversity import mean_cosine_to_centroid, penultimate
+from delt_hpc.models import teacher
 from delt_hpc.report.content import Diversity
+from delt_hpc.report.diversity import mean_cosine_to_centroid, penultimate
 from delt_hpc.report.pairs import Pair
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 
 def measure(
@@ -42,7 +42,7 @@ def measure(
 
 
 def _features(
-    network: nn.Module, root: Path, paths: Sequence[str], spec: Spec, batch_size: int, device: torch.device
+    network: nn.Module, root: Path, paths: Sequence[str], spec: DatasetSpec, batch_size: int, device: torch.device
 ) -> Tensor:
     """float32 [len(paths), d]"""
     return penultimate(network, images(root, paths, spec, batch_size), device)

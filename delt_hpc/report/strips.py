@@ -3,15 +3,15 @@
 import numpy as np
 from PIL import Image
 
-from delt_hpc.data.specs import Spec
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.transforms import decode, evaluation
 from delt_hpc.report.content import SampleClass
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 CELL, GAP = 96, 8
 
 
-def strip(run: RunFolder, sample: SampleClass, spec: Spec) -> Image.Image:
+def strip(run: RunFolder, sample: SampleClass, spec: DatasetSpec) -> Image.Image:
     """The class's images side by side on transparent ground, RGBA; the upper row only where there are initial images.
 
     Initial images are shown as the network sees them: resized and cropped. An image below CELL pixels is enlarged by a

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from delt_hpc.run_folder import read_json
+from delt_hpc.run.folder import read_json
 
 _HEAD = ("student", "images", "labels", "seeds", "final", "best", "EMA")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import read_json
+from delt_hpc.run.folder import read_json
 
 
 def read(path: Path, numbers: Sequence[str], texts: Sequence[str] = ()) -> pd.DataFrame:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from delt_hpc import card, distilled, teacher, timing
 from delt_hpc.context import Context
+from delt_hpc.distilled import card, manifest
 from delt_hpc.errors import UserError
+from delt_hpc.models import teacher
 from delt_hpc.recovery.batches import plan
-from delt_hpc.run_folder import (
+from delt_hpc.run import timing
+from delt_hpc.run.folder import (
     STAMP,
     check_stamp,
     is_done,
@@ -22,7 +24,7 @@ from delt_hpc.run_folder import (
     write_json,
     writing_folder,
 )
-from delt_hpc.timing import Record, record
+from delt_hpc.run.timing import Record, record
 
 _TEXTS = {"file": str, "source": str}
 # Where files lay on the machine that made the set is nobody else's business.
@@ -39,7 +41,7 @@ def aggregate(context: Context) -> None:
     wanted = stage_identity(context.config, "aggregate", run)
     check_stamp(run.distilled, wanted)
     if is_done(run.distilled):
-        _require(distilled.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
+        _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
     else:
         began = time.perf_counter()
         table = _collect(context)
@@ -47,7 +49,7 @@ def aggregate(context: Context) -> None:
             _assemble(context, table, folder)
             write_json(folder / STAMP, wanted)
             mark_done(folder)
-        _require(distilled.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
+        _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
         record(run, Record("aggregate", "all", time.perf_counter() - began, len(table), len(table)), context.device)
         context.reporter.say(f"aggregate: {len(table)} images in {run.distilled}")
     timing.gather(run)
@@ -68,7 +70,7 @@ def _collect(context: Context) -> pd.DataFrame:
             part = pd.read_csv(folder / "images.csv", dtype=_TEXTS, keep_default_na=False)
             part["path"] = [str(folder / file) for file in part["file"]]
             for path, file in zip(part["path"], part["file"], strict=True):
-                fault = distilled.image_fault(Path(path), context.dataset.spec.size)
+                fault = manifest.image_fault(Path(path), context.dataset.spec.size)
                 if fault:
                     faults.append(f"recover/{batch.id}/{file}: {fault}")
             parts.append(part)
@@ -89,16 +91,16 @@ def _assemble(context: Context, table: pd.DataFrame, folder: Path) -> None:
         files.append(file)
         digests.append(hashlib.sha256(content).hexdigest())
     table["file"], table["sha256"] = files, digests
-    table.to_csv(folder / distilled.MANIFEST, index=False, columns=list(distilled.COLUMNS))
-    shutil.copyfile(context.run.classes, folder / distilled.CLASSES)
+    table.to_csv(folder / manifest.MANIFEST, index=False, columns=list(manifest.COLUMNS))
+    shutil.copyfile(context.run.classes, folder / manifest.CLASSES)
     facts = {
         "spec": context.dataset.spec.to_json(),
         "ipc": context.config.select.ipc,
         "config": context.config.model_dump(mode="json", exclude=_PLACES),
     }
-    write_json(folder / distilled.FACTS, facts)
+    write_json(folder / manifest.FACTS, facts)
     about = read_json(context.run.teacher / teacher.CARD)
-    (folder / distilled.CARD).write_text(card.render(context.config, context.dataset, about), encoding="utf-8")
+    (folder / manifest.CARD).write_text(card.render(context.config, context.dataset, about), encoding="utf-8")
 
 
 def _require(faults: list[str], folder: Path, remedy: str) -> None:

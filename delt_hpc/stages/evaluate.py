@@ -9,20 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from delt_hpc import distilled, selection, teacher
-from delt_hpc.config import Evaluate
+from delt_hpc.config.schema import Evaluate
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.data.index import Index
 from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.data.transforms import Augmentation
-from delt_hpc.draws import Key, seeded
+from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
-from delt_hpc.models import build
-from delt_hpc.run_folder import is_done, mark_done, stage_identity, stamp, write_json
-from delt_hpc.timing import Record, device_name, record
-from delt_hpc.training import Outcome, Training, autocast, write_history
-from delt_hpc.trial import Trial, trials
+from delt_hpc.keyed_random import Key, seeded
+from delt_hpc.models import teacher
+from delt_hpc.models.registry import build
+from delt_hpc.ranking import selection
+from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_json
+from delt_hpc.run.timing import Record, device_name, record
+from delt_hpc.training.loop import Outcome, Training, autocast, write_history
+from delt_hpc.training.trial import Trial, trials
 
 CHECKPOINT, RESULT, HISTORY = "checkpoint.pt", "result.json", "history.csv"
 
@@ -76,7 +78,7 @@ def _finish(context: Context, trial: Trial, student: nn.Module, outcome: Outcome
         "parameters": sum(p.numel() for p in student.parameters()),
         "seconds": outcome.seconds,
         "device": device_name(context.device),
-        **context.reading.facts(training=True),
+        **context.loader_config.facts(training=True),
     }
     write_json(folder / RESULT, result)
     passes = count * len(outcome.history)
@@ -108,7 +110,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
             augmentation=Augmentation((least, most), config.randaugment),
             batch_size=config.batch_size,
             key=(seed, "evaluate", trial.seed),
-            reading=context.reading,
+            loader_config=context.loader_config,
         ),
         val=val,
         precision=config.precision,
@@ -122,7 +124,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
 def _index(context: Context, trial: Trial) -> Index:
     """The images a student is trained on, `ipc` a class."""
     if trial.images == "distilled":
-        return distilled.index(context.run.distilled)
+        return manifest.index(context.run.distilled)
     if trial.images == "selected":
         listed = selection.read(context.run.selected)
         return Index(context.run.selected, tuple(listed["file"]), listed["class_index"].to_numpy("int64", copy=True))

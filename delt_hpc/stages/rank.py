@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from delt_hpc import interruption, ranking, teacher
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.loader import evaluation_batches
-from delt_hpc.run_folder import is_done, mark_done, stage_identity, stamp
-from delt_hpc.scoring import prepare, scores
-from delt_hpc.timing import Record, record
+from delt_hpc.models import teacher
+from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
+from delt_hpc.run import stop
+from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp
+from delt_hpc.run.timing import Record, record
 
 READ_BY = "read_by.json"
 
@@ -29,16 +31,16 @@ def rank(context: Context, classes: tuple[int, int] | None = None) -> None:
     if is_done(run.rank):
         return
     if config.rank.csv:
-        ranking.write(run.ranking, ranking.read_given(config.rank.csv, context.dataset.train, context.dataset.classes))
+        write_ranking(run.ranking, read_given(config.rank.csv, context.dataset.train, context.dataset.classes))
         mark_done(run.rank, {"given": str(config.rank.csv)})
         return
     wanted = [c for c in range(first, last + 1) if not _path(context, c).exists()]
     if wanted:
-        stamp(run.rank, context.reading.facts(training=False), READ_BY)
+        stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
         _score(context, wanted)
     if all(_path(context, c).exists() for c in range(len(context.dataset.classes))):
-        parts = [ranking.read(_path(context, c)) for c in range(len(context.dataset.classes))]
-        ranking.write(run.ranking, pd.concat(parts, ignore_index=True))
+        parts = [read_ranking(_path(context, c)) for c in range(len(context.dataset.classes))]
+        write_ranking(run.ranking, pd.concat(parts, ignore_index=True))
         mark_done(run.rank)
 
 
@@ -47,15 +49,20 @@ def _path(context: Context, class_index: int) -> Path:
 
 
 def _score(context: Context, wanted: list[int]) -> None:
-    config, index, spec, reading = context.config.rank, context.dataset.train, context.dataset.spec, context.reading
+    config, index, spec, loader_config = (
+        context.config.rank,
+        context.dataset.train,
+        context.dataset.spec,
+        context.loader_config,
+    )
     network = prepare(teacher.load(context.run, context.dataset, context.device), context.device)
     positions = np.concatenate([index.positions(c, c) for c in wanted])
     results = np.full(len(index), np.nan)
-    bad, finished = BadFiles(reading.on_bad), 0
+    bad, finished = BadFiles(loader_config.on_bad), 0
     began = asked = time.perf_counter()
     waited = 0.0
     with context.reporter.bar("rank", len(positions)) as bar:
-        for images, places in evaluation_batches(index, positions, spec, config.batch_size, reading, bad):
+        for images, places in evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad):
             waited += time.perf_counter() - asked
             results[places] = scores(network, images, index.labels[places], config.precision)
             # Images come in class order: what lies before this batch's last class is complete.
@@ -63,7 +70,7 @@ def _score(context: Context, wanted: list[int]) -> None:
                 _finish(context, wanted[finished], results, bad)
                 finished += 1
             bar.advance(len(places))
-            interruption.check()
+            stop.check()
             asked = time.perf_counter()
     for class_index in wanted[finished:]:
         _finish(context, class_index, results, bad)
@@ -83,4 +90,4 @@ def _finish(context: Context, class_index: int, results: np.ndarray, bad: BadFil
     bad_files.write(context.run.rank / f"{class_index:05d}.{bad_files.TABLE}", {"train": left_out})
     positions = index.positions(class_index, class_index)
     ranked = positions[~np.isin(positions, [file.position for file in left_out])]
-    ranking.write(_path(context, class_index), ranking.of_class(index, ranked, results[ranked], folder, class_index))
+    write_ranking(_path(context, class_index), rank_class(index, ranked, results[ranked], folder, class_index))

@@ -8,20 +8,22 @@ from itertools import islice
 import torch
 from torch import nn
 
-from delt_hpc import compile_cache, interruption, teacher
 from delt_hpc.context import Context
 from delt_hpc.errors import UserError
-from delt_hpc.progress import Bar
-from delt_hpc.recovery import fitting, packed, reference, tables
-from delt_hpc.recovery.background import Background
+from delt_hpc.models import teacher
+from delt_hpc.recovery import compile_cache, device_tables, memory, reference
+from delt_hpc.recovery.async_files import Background
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import Batch, of_classes, plan
-from delt_hpc.recovery.drive import drive
-from delt_hpc.recovery.packing import Packing, Passenger, Pipeline, Room
+from delt_hpc.recovery.drive import run_batches
+from delt_hpc.recovery.engine import Engine, fuse
 from delt_hpc.recovery.precision import Precision, check
 from delt_hpc.recovery.schedule import Schedule
+from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
 from delt_hpc.recovery.state import State
-from delt_hpc.run_folder import is_done, stage_identity, stamp
+from delt_hpc.run import stop
+from delt_hpc.run.folder import is_done, stage_identity, stamp
+from delt_hpc.run.progress import Bar
 
 AHEAD = 2  # batches read ahead of a lane
 
@@ -66,7 +68,7 @@ class _Clock:
 
     def due(self) -> bool:
         """Is it time, or is the work asked to stop?"""
-        return time.monotonic() - self._last >= self._seconds or interruption.requested()
+        return time.monotonic() - self._last >= self._seconds or stop.requested()
 
     def reset(self) -> None:
         self._last = time.monotonic()
@@ -77,7 +79,7 @@ def _one_by_one(work: "_Work", network: nn.Module) -> None:
     context, config = work.context, work.context.config
     clock = _Clock(config.recover.checkpoint_seconds)
     for folder in sorted(work.folders.values(), key=lambda folder: folder.batch.id not in work.states):
-        interruption.check()
+        stop.check()
         state = work.load(folder.batch).on(context.device)
 
         def after_iteration(state: State, active: int, folder: BatchFolder = folder) -> None:
@@ -85,9 +87,9 @@ def _one_by_one(work: "_Work", network: nn.Module) -> None:
             if clock.due() and state.t < config.recover.iterations:
                 work.background.write(folder.save, state.on(torch.device("cpu")))
                 clock.reset()
-                interruption.check()
+                stop.check()
 
-        key = tables.draw_key(config.seed, folder.batch)
+        key = device_tables.draw_key(config.seed, folder.batch)
         reference.recover(state, folder.batch, network, config.recover, context.dataset.spec, key, after_iteration)
         work.finish(folder.batch, state, 0.0)
 
@@ -102,33 +104,37 @@ def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch], asked: in
     if config.compiles_on(context.device.type) or context.device.type == "cuda":
         compile_cache.unpack(compile_cache.folder(context.run.root, context.device))
     precision = Precision.of(config, context.device)
-    fused = packed.fuse(network, config, precision)
+    fused = fuse(network, config, precision)
     batches = [folder.batch for folder in work.folders.values()]
-    segments = fitting.segments(config, fused, precision, spec, every, asked, context.device)
-    packing = Packing.of(asked, config.rounds, segments, config.deterministic)
-    room = Room.of(every, packing)
-    engine = packed.Engine(fused, config, spec, context.config.seed, packing, room, precision, device=context.device)
+    segments = memory.segments(config, fused, precision, spec, every, asked, context.device)
+    packing = PackingPlan.of(asked, config.rounds, segments, config.deterministic)
+    capacity = Capacity.of(every, packing)
+    engine = Engine(fused, config, spec, context.config.seed, packing, capacity, precision, device=context.device)
     # Under `deterministic` a batch's lane must not depend on which others are still to do.
     lanes = {batch.id: i % packing.width for i, batch in enumerate(every if config.deterministic else batches)}
     waiting = [
-        Passenger(batch, lanes[batch.id], work.states[batch.id].t if batch.id in work.states else 0)
+        ScheduledBatch(batch, lanes[batch.id], work.states[batch.id].t if batch.id in work.states else 0)
         for batch in batches
     ]
-    pipeline, clock, note = Pipeline(waiting, packing, Schedule.of(config)), _Clock(config.checkpoint_seconds), ""
+    scheduler, clock, note = (
+        BatchScheduler(waiting, packing, Schedule.of(config)),
+        _Clock(config.checkpoint_seconds),
+        "",
+    )
 
-    def load(passenger: Passenger) -> State:
-        state = work.load(passenger.batch)
-        work.read_ahead([coming.batch for coming in islice(pipeline.due(), AHEAD * packing.width)])
+    def load(scheduled: ScheduledBatch) -> State:
+        state = work.load(scheduled.batch)
+        work.read_ahead([coming.batch for coming in islice(scheduler.due(), AHEAD * packing.width)])
         return state
 
-    def finish(passenger: Passenger, state: State) -> None:
-        work.finish(passenger.batch, state, engine.first_seconds if config.compiles_on(context.device.type) else 0.0)
+    def finish(scheduled: ScheduledBatch, state: State) -> None:
+        work.finish(scheduled.batch, state, engine.first_seconds if config.compiles_on(context.device.type) else 0.0)
 
     def after_iteration(images: int) -> bool:
         work.bar.advance(images, note)
         return clock.due()
 
-    def between(travelling: Sequence[tuple[Passenger, State]]) -> None:
+    def between(travelling: Sequence[tuple[ScheduledBatch, State]]) -> None:
         nonlocal note
         losses = [state.curve[-1][5] for _, state in travelling if state.curve]
         note = f"loss {sum(losses) / len(losses):.3f}" if losses else ""
@@ -137,9 +143,9 @@ def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch], asked: in
             for id_, state in [(p.batch.id, engine.snapshot(p, state)) for p, state in travelling]:
                 work.background.write(work.folders[id_].save, state)
             clock.reset()
-        interruption.check()
+        stop.check()
 
-    drive(engine, pipeline, load, finish, after_iteration, between)
+    run_batches(engine, scheduler, load, finish, after_iteration, between)
 
 
 class _Work:

@@ -8,18 +8,29 @@ from pathlib import Path
 
 import torch
 
-from delt_hpc import distilled, selection, timing
-from delt_hpc.config import Config
+from delt_hpc.config.schema import Config
 from delt_hpc.data import bad_files
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.transforms import BadImageError
+from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
+from delt_hpc.ranking import selection
 from delt_hpc.report import accuracy, figures, losses, page, pairs, similarity
 from delt_hpc.report.collect import READ_BY, collect
 from delt_hpc.report.content import Diversity, Missing, Report
 from delt_hpc.report.drawing import Chart
 from delt_hpc.report.strips import strip
-from delt_hpc.run_folder import DONE, RunFolder, is_done, mark_done, read_json, write_json, write_text, writing
+from delt_hpc.run import timing
+from delt_hpc.run.folder import (
+    DONE,
+    RunFolder,
+    is_done,
+    mark_done,
+    read_json,
+    write_json,
+    write_text,
+    writing,
+)
 from delt_hpc.version import VERSION
 
 PAGE, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
@@ -64,7 +75,7 @@ def _files(run: RunFolder) -> Iterator[Path]:
     for folder, names in (
         (run.teacher, ("teacher.json", "history.csv", DONE)),
         (run.selected, (selection.TABLE, DONE)),
-        (run.distilled, (distilled.MANIFEST, DONE)),
+        (run.distilled, (manifest.MANIFEST, DONE)),
     ):
         yield from (folder / name for name in names)
     yield from (run.rank / READ_BY, *bad_files.tables(run))

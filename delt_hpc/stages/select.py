@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from delt_hpc import ranking
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import is_done, mark_done, stage_identity, stamp, write_csv, writing
-from delt_hpc.selection import COLUMNS, TABLE, choose
-from delt_hpc.timing import Record, record
+from delt_hpc.ranking.selection import COLUMNS, TABLE, choose
+from delt_hpc.ranking.table import read_ranking
+from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_csv, writing
+from delt_hpc.run.timing import Record, record
 
 
 def select(context: Context) -> None:
@@ -26,7 +26,7 @@ def select(context: Context) -> None:
             "the ranking is not complete", where=str(run.rank), remedy="run the stage `rank` for all classes"
         )
     began = time.perf_counter()
-    table = ranking.read(run.ranking)
+    table = read_ranking(run.ranking)
     rows: list[tuple[int, str, int, str, float, str]] = []
     with context.reporter.bar("select", len(context.dataset.classes)) as bar:
         for class_index, folder in enumerate(context.dataset.classes.folders):

@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from delt_hpc import teacher, weights
-from delt_hpc.config import Squeeze
+from delt_hpc.config.schema import Squeeze
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.data.loader import TrainingSet
 from delt_hpc.data.transforms import Augmentation
-from delt_hpc.draws import seeded
 from delt_hpc.errors import UserError
-from delt_hpc.models import build, require_batch_norm
-from delt_hpc.run_folder import is_done, mark_done, stage_identity, stamp, write_json
-from delt_hpc.timing import Record, device_name, record
-from delt_hpc.training import Outcome, Training, accuracy, write_history
+from delt_hpc.keyed_random import seeded
+from delt_hpc.models import teacher, weights
+from delt_hpc.models.registry import build, require_batch_norm
+from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_json
+from delt_hpc.run.timing import Record, device_name, record
+from delt_hpc.training.loop import Outcome, Training, accuracy, write_history
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -56,7 +56,7 @@ def squeeze(context: Context) -> None:
     card["bn_layers"] = sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     card["parameters"] = sum(p.numel() for p in network.parameters())
     card["device"] = device_name(context.device)
-    card |= context.reading.facts(training=config.teacher.source == "train")
+    card |= context.loader_config.facts(training=config.teacher.source == "train")
     weights.write(run.teacher / teacher.WEIGHTS, network.state_dict())
     write_json(run.teacher / teacher.CARD, card)
     mark_done(run.teacher)
@@ -105,7 +105,7 @@ def _train(context: Context, network: nn.Module) -> Outcome:
             augmentation=Augmentation((least, most)),
             batch_size=squeeze.batch_size,
             key=(seed, "squeeze"),
-            reading=context.reading,
+            loader_config=context.loader_config,
         ),
         val=context.validation_set(),
         precision=squeeze.precision,

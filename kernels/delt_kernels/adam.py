@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from delt_kernels.forms import Form, fuses, runs_kernels
+from delt_kernels.dispatch import Form, fuses, runs_kernels
 from delt_kernels.layout import device_of
 
 BLOCK, WARPS = 1024, 4  # elements of a program: two 16-byte reads a thread of each tensor

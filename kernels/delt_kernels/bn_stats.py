@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from delt_kernels.bn_stats_kernels import launch_backward, launch_forward
-from delt_kernels.forms import Form, fuses, runs_kernels, statistics_dtype
+from delt_kernels.dispatch import Form, fuses, runs_kernels, statistics_dtype
 from delt_kernels.layout import dense, like
+from delt_kernels.relu_bitmask import empty_signs, packs
 from delt_kernels.segments import per_segment, segment_of
-from delt_kernels.signs import empty_signs, packs
 
 
 def bn_stats(

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from delt_kernels.layout import channels_last, device_of, like, load_tiles, tile
+from delt_kernels.relu_bitmask import load_signs, pack, sign_tile, unpack
 from delt_kernels.segments import Tiles, chunk_of, sum_chunks
-from delt_kernels.signs import load_signs, pack, sign_tile, unpack
 
 
 @triton.jit(do_not_specialize=["C", "PIXELS", "UNIT", "CHUNK", "G"])  # ALIGN tells what matters

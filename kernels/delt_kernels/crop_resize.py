@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from delt_kernels import crop_resize_kernels as kernels
-from delt_kernels.forms import Form, fuses, runs_kernels, statistics_dtype
+from delt_kernels.dispatch import Form, fuses, runs_kernels, statistics_dtype
 from delt_kernels.segments import segment_of
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delt_hpc.config import Config, Data, Select
+from delt_hpc.config.schema import Config, Data, Select
 from delt_hpc.data import dataset
 from delt_hpc.data.dataset import Dataset, open_dataset, prepare
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 COUNTS = {"00010": 5, "10": 4, "two words": 3, "été": 5}
 ImageFolder = Callable[..., Path]

@@ -8,16 +8,16 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from data.photographs import jpeg, levels, write
+from helpers.photographs import jpeg, levels, write
 
 from delt_hpc.bench import ranking
-from delt_hpc.data import dali_pipeline
 from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.data.dali import pipeline
 from delt_hpc.data.index import Index
-from delt_hpc.data.loader import Reading, evaluation_batches
-from delt_hpc.data.specs import SPECS
-from delt_hpc.models import build
-from delt_hpc.scoring import prepare, scores
+from delt_hpc.data.loader import LoaderConfig, evaluation_batches
+from delt_hpc.models.registry import build
+from delt_hpc.ranking.score import prepare, scores
 
 SPEC = SPECS["imagenet-1k"]
 
@@ -28,8 +28,8 @@ def photographs(tmp_path: Path) -> Index:
 
 
 def read(index: Index) -> np.ndarray:
-    reading = Reading("dali-gpu", torch.device("cuda"), 4)
-    batches = evaluation_batches(index, np.arange(len(index)), SPEC, 8, reading, BadFiles())
+    loader_config = LoaderConfig("dali-gpu", torch.device("cuda"), 4)
+    batches = evaluation_batches(index, np.arange(len(index)), SPEC, 8, loader_config, BadFiles())
     return levels(torch.cat([images.cpu() for images, _ in batches]), SPEC)
 
 
@@ -46,11 +46,11 @@ def test_rankings_agree_between_decoders_and_precisions(tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_the_hardware_decoder_changes_next_to_nothing(photographs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    plain = dali_pipeline.fn.decoders.image
+    plain = pipeline.fn.decoders.image
     for load in (0.0, 1.0):
         with monkeypatch.context() as patch:
             patch.setattr(
-                dali_pipeline.fn.decoders, "image", lambda *a, load=load, **k: plain(*a, hw_decoder_load=load, **k)
+                pipeline.fn.decoders, "image", lambda *a, load=load, **k: plain(*a, hw_decoder_load=load, **k)
             )
             found[load] = read(photographs)
     assert np.abs(found[0.0] - found[1.0]).mean() < 1
@@ -62,8 +62,8 @@ def test_a_teacher_has_room_beside_the_loader(photographs: Index) -> None:
     network = prepare(build("resnet50", 1000, 224).eval().requires_grad_(False).to(device), device)
     free = []
     for _ in range(3):
-        reading = Reading("dali-gpu", device, 4)
-        for images, positions in evaluation_batches(photographs, np.arange(24), SPEC, 8, reading, BadFiles()):
+        loader_config = LoaderConfig("dali-gpu", device, 4)
+        for images, positions in evaluation_batches(photographs, np.arange(24), SPEC, 8, loader_config, BadFiles()):
             assert np.isfinite(scores(network, images, np.zeros(len(positions), dtype=np.int64), "auto")).all()
         free.append(torch.cuda.mem_get_info()[0])
     assert free[-1] >= free[0] - 64 * 2**20

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from delt_hpc.config import Loader, OnBad
+from delt_hpc.config.schema import Loader, OnBad
 from delt_hpc.data import bad_files, loader, pil_loader
 from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import SPECS, DatasetSpec
 from delt_hpc.data.index import Index, scan
-from delt_hpc.data.loader import Reading, TrainingSet, ValidationSet, evaluation_batches, images
-from delt_hpc.data.specs import SPECS, Spec
+from delt_hpc.data.loader import LoaderConfig, TrainingSet, ValidationSet, evaluation_batches, images
 from delt_hpc.data.transforms import Augmentation, decode, evaluation, normalise, training
-from delt_hpc.draws import uniforms
 from delt_hpc.errors import UserError
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.keyed_random import uniforms
+from delt_hpc.run.folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
 
-SPEC: Spec = replace(SPECS["fashion-mnist"], size=8, resize=9)
+SPEC: DatasetSpec = replace(SPECS["fashion-mnist"], size=8, resize=9)
 CPU = torch.device("cpu")
 COUNT = 23
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -43,14 +43,16 @@ def many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pil_loader, "_FEW", 1)
 
 
-def reading(workers: int = 0, cache_mib: int = 0, backend: Loader = "torchvision", on_bad: OnBad = "raise") -> Reading:
-    return Reading(backend, CPU, workers, cache_mib, on_bad)
+def loader_config(
+    workers: int = 0, cache_mib: int = 0, backend: Loader = "torchvision", on_bad: OnBad = "raise"
+) -> LoaderConfig:
+    return LoaderConfig(backend, CPU, workers, cache_mib, on_bad)
 
 
 def evaluated(
     index: Index, positions: np.ndarray, batch_size: int, workers: int = 0, **options: Any
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    how = reading(workers, **options)
+    how = loader_config(workers, **options)
     return evaluation_batches(index, positions, SPEC, batch_size, how, BadFiles(how.on_bad))
 
 
@@ -91,7 +93,9 @@ def training_set(index: Index, batch_size: int = 5, count: int | None = None, **
     how = {name: options.pop(name) for name in ("workers", "cache_mib", "backend", "on_bad") if name in options}
     plain: dict[str, Any] = {"key": (0, "test"), "augmentation": Augmentation((0.5, 1.0))}
     positions = np.arange(count or len(index))
-    return TrainingSet(index, positions, SPEC, batch_size=batch_size, reading=reading(**how), **plain | options)
+    return TrainingSet(
+        index, positions, SPEC, batch_size=batch_size, loader_config=loader_config(**how), **plain | options
+    )
 
 
 def epochs(data: TrainingSet, first: int, last: int) -> Iterator[Batches]:
@@ -198,7 +202,7 @@ def test_some_positions_of_an_index(index: Index, undisturbed: list[Batches]) ->
 def test_torchs_own_generator_is_left_alone(workers: int, index: Index) -> None:
     before = torch.random.get_rng_state()
     read(training_set(index, workers=workers), 0, 1)
-    list(ValidationSet(index, SPEC, 5, reading(workers, 0)).batches())
+    list(ValidationSet(index, SPEC, 5, loader_config(workers, 0)).batches())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -244,7 +248,7 @@ def test_the_cache_keeps_its_size_whatever_the_first_image_is(
 @pytest.mark.usefixtures("many_workers")
 @pytest.mark.parametrize(("workers", "cache_mib"), [(0, 0), (2, 0), (0, 1), (2, 1)])
 def test_validation_shows_everything_in_order_in_every_pass(workers: int, cache_mib: int, index: Index) -> None:
-    data = ValidationSet(index, SPEC, 7, reading(workers, cache_mib))
+    data = ValidationSet(index, SPEC, 7, loader_config(workers, cache_mib))
     for _ in range(2):
         found = list(data.batches())
         assert [len(labels) for _, labels in found] == [7, 7, 7, 2]
@@ -253,8 +257,8 @@ def test_validation_shows_everything_in_order_in_every_pass(workers: int, cache_
 
 
 def test_validation_images_are_kept_where_they_fit(removable: Index) -> None:
-    due = torch.cat([pixels for pixels, _ in ValidationSet(removable, SPEC, 4, reading(0, 0)).batches()])
-    kept, read_again = (ValidationSet(removable, SPEC, 4, reading(0, mib)) for mib in (1, 0))
+    due = torch.cat([pixels for pixels, _ in ValidationSet(removable, SPEC, 4, loader_config(0, 0)).batches()])
+    kept, read_again = (ValidationSet(removable, SPEC, 4, loader_config(0, mib)) for mib in (1, 0))
     for data in (kept, read_again):
         list(data.batches())
     remove(removable)
@@ -264,7 +268,7 @@ def test_validation_images_are_kept_where_they_fit(removable: Index) -> None:
 
 
 def test_a_broken_off_validation_is_not_taken_for_the_whole(index: Index) -> None:
-    data = ValidationSet(index, SPEC, 7, reading(0, 1))
+    data = ValidationSet(index, SPEC, 7, loader_config(0, 1))
     next(data.batches())
     for _ in range(2):
         assert sum(len(labels) for _, labels in data.batches()) == COUNT
@@ -272,7 +276,7 @@ def test_a_broken_off_validation_is_not_taken_for_the_whole(index: Index) -> Non
 
 def all_batches(index: Index, workers: int) -> list[Callable[[], object]]:
     """Each way to read an index, in one batch."""
-    validation = ValidationSet(index, SPEC, 64, reading(workers, 1))
+    validation = ValidationSet(index, SPEC, 64, loader_config(workers, 1))
     return [
         lambda: list(evaluated(index, np.arange(len(index)), 64, workers)),
         lambda: list(validation.batches()),
@@ -317,7 +321,7 @@ def test_unreadable_files_are_left_out_and_listed_where_that_is_asked_for(remova
     for number, content in ((1, b""), (4, b"no image")):
         (removable.root / removable.paths[number]).write_bytes(content)
     bad = BadFiles("skip")
-    found = list(evaluation_batches(removable, np.arange(6), SPEC, 2, reading(0, 0, backend, "skip"), bad))
+    found = list(evaluation_batches(removable, np.arange(6), SPEC, 2, loader_config(0, 0, backend, "skip"), bad))
     assert [positions.tolist() for _, positions in found] == [[0], [2, 3], [5]]
     assert [file.path for file in bad.files] == [removable.paths[1], removable.paths[4]]
     assert all(file.reason for file in bad.files)
@@ -325,7 +329,7 @@ def test_unreadable_files_are_left_out_and_listed_where_that_is_asked_for(remova
     assert [sorted(order) for order in orders(read(data, 0, 3))] == [[0, 0, 1, 1]] * 3
     assert len(data.bad.skipped) == 6 and len(data.bad.files) == 2
     for mib in (0, 1):
-        val = ValidationSet(removable, SPEC, 4, reading(0, mib, backend, "skip"))
+        val = ValidationSet(removable, SPEC, 4, loader_config(0, mib, backend, "skip"))
         for _ in range(2):
             assert sum(len(labels) for _, labels in val.batches()) == 4
         assert [file.position for file in val.bad.files] == [1, 4]
@@ -334,7 +338,7 @@ def test_unreadable_files_are_left_out_and_listed_where_that_is_asked_for(remova
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backends_show_the_same_images(index: Index, undisturbed: list[Batches], backend: Loader) -> None:
     step = 1.001 / 255 / min(SPEC.std)
-    kept = ValidationSet(index, SPEC, 7, reading(1, 1, backend))
+    kept = ValidationSet(index, SPEC, 7, loader_config(1, 1, backend))
     for _ in range(2):  # the second time from memory, which DALI must not have used again
         found = torch.cat([pixels for pixels, _ in kept.batches()])
         assert (found - expected(index, list(range(COUNT)))).abs().max() <= step
@@ -345,7 +349,7 @@ def test_backends_show_the_same_images(index: Index, undisturbed: list[Batches],
 
 
 def test_auto_is_dali_but_for_training_images_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, gpu = Reading("auto", CPU), Reading("auto", torch.device("cuda"))
+    cpu, gpu = LoaderConfig("auto", CPU), LoaderConfig("auto", torch.device("cuda"))
     monkeypatch.setattr(loader, "has_dali", lambda: True)
     assert [cpu.backend(training=t) for t in (False, True)] == ["dali-cpu", "torchvision"]
     assert [gpu.backend(training=t) for t in (False, True)] == ["dali-gpu", "dali-gpu"]
@@ -371,7 +375,7 @@ def test_a_backend_that_is_not_there_is_refused(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_facts_name_the_backend_and_its_versions(backend: Loader) -> None:
-    facts = reading(backend=backend).facts(training=False)
+    facts = loader_config(backend=backend).facts(training=False)
     assert facts["loader"] == backend
     assert all(key.startswith("loader") and value for key, value in facts.items()) and len(facts) == 3
 

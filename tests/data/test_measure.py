@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delt_hpc.config import Data
+from delt_hpc.config.schema import Data
 from delt_hpc.data import measure
 from delt_hpc.data.index import Index, scan
-from delt_hpc.draws import permutation
 from delt_hpc.errors import UserError
+from delt_hpc.keyed_random import permutation
 
 
 def write(root: Path, images: np.ndarray) -> Index:

@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_image
 
 from delt_hpc.data import randaugment
 from delt_hpc.data.randaugment import LAYERS, NAMES, OPERATIONS, RandAugment, Step, draw_step
-from delt_hpc.draws import uniforms
+from delt_hpc.keyed_random import uniforms
 
 # one per cent quantiles
 CHI_SQUARE = {1: 6.63, 2: 9.21, 14: 29.14}
@@ -100,10 +100,12 @@ def test_operations_are_drawn_evenly_and_half_of_them_applied() -> None:
 def test_magnitudes_are_normal() -> None:
     stream = uniforms("test", "magnitudes")
     drawn = [draw_step(stream) for _ in range(12_000)]
-    shares = sorted((step.argument - 0.1) / 1.8 for step in drawn if step and step.name in ("Color", "Brightness"))
+    sample_weights = sorted(
+        (step.argument - 0.1) / 1.8 for step in drawn if step and step.name in ("Color", "Brightness")
+    )
     expected = NormalDist(0.6, 0.1)
-    farthest = max(abs(expected.cdf(share) - (i + 0.5) / len(shares)) for i, share in enumerate(shares))
-    assert farthest < KOLMOGOROV / len(shares) ** 0.5
+    farthest = max(abs(expected.cdf(share) - (i + 0.5) / len(sample_weights)) for i, share in enumerate(sample_weights))
+    assert farthest < KOLMOGOROV / len(sample_weights) ** 0.5
 
 
 @pytest.mark.parametrize(("angle", "factor"), [(0.0, 1.9), (0.5, 0.1)])

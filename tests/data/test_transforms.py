@@ -16,16 +16,16 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from delt_hpc.crop import draw_window
-from delt_hpc.data.specs import SPECS, Spec, margin
+from delt_hpc.data.catalog.specs import SPECS, DatasetSpec, margin
+from delt_hpc.data.random_crop import draw_window
 from delt_hpc.data.transforms import Augmentation, BadImageError, decode, evaluation, normalise, quantise, training
-from delt_hpc.draws import uniforms
+from delt_hpc.keyed_random import uniforms
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(NOISE)
 
 
-def spec_of(size: int, resize: int | None = None, mirror: bool = True) -> Spec:
+def spec_of(size: int, resize: int | None = None, mirror: bool = True) -> DatasetSpec:
     return replace(SPECS["imagenet-1k"], size=size, resize=resize or margin(size), mirror=mirror)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from launch.cluster_runs import LaunchedRun
+    from helpers.cluster_runs import LaunchedRun
 
-pytest_plugins = ["slurm_cluster", "launch.cluster_runs"]
+pytest_plugins = ["helpers.slurm_cluster", "helpers.cluster_runs"]
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("DELT_SIF")

@@ -6,9 +6,9 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cluster_runs import LaunchedRun
+    from helpers.cluster_runs import LaunchedRun
 
-pytest_plugins = ["slurm_cluster", "cluster_runs"]
+pytest_plugins = ["helpers.slurm_cluster", "helpers.cluster_runs"]
 
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from slurm_cluster import Cluster
+    from helpers.slurm_cluster import Cluster
 
-pytest_plugins = ["slurm_cluster"]
+pytest_plugins = ["helpers.slurm_cluster"]
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster"
 

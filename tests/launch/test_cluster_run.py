@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from cluster_runs import LaunchedRun, Start
-    from slurm_cluster import Cluster
+    from helpers.cluster_runs import LaunchedRun, Start
+    from helpers.slurm_cluster import Cluster
 
-pytest_plugins = ["slurm_cluster", "cluster_runs"]
+pytest_plugins = ["helpers.slurm_cluster", "helpers.cluster_runs"]
 
 SLURM = Path(__file__).parents[2] / "slurm"
 

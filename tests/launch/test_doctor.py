@@ -70,7 +70,7 @@ def test_the_probe_answers(tmp_path: Path) -> None:
     (tmp_path / "ask").write_text("x")
     command = [sys.executable, "-m", "delt_hpc.launch.probe", str(tmp_path / "ask"), str(tmp_path / "answer")]
     subprocess.run(command, check=True)
-    from delt_hpc.run_folder import read_json
+    from delt_hpc.run.folder import read_json
 
     assert set(read_json(tmp_path / "answer")) == set(ANSWER)
     with pytest.raises(subprocess.CalledProcessError):

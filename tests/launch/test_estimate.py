@@ -3,16 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from delt_hpc import config_file
-from delt_hpc.config import Stage
-from delt_hpc.config_file import dump
+from delt_hpc.config.load import dump_config, load_config
+from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch import estimate, figures, plan, profile
 from delt_hpc.launch.figures import Rate
 from delt_hpc.recovery.schedule import image_iterations
-from delt_hpc.run_folder import RunFolder, write_text
+from delt_hpc.run.folder import RunFolder, write_text
 
-CONFIG = config_file.load("imagenet-1k-resnet18-ipc10")
+CONFIG = load_config("imagenet-1k-resnet18-ipc10")
 SITE = profile.parse({"gpus": 1, "parallel": 4, "classes_per_task": 100}, "x")
 
 
@@ -85,10 +84,10 @@ def test_figures_of_a_csv_file(tmp_path: Path) -> None:
 def test_figures_of_other_work_are_refused(tmp_path: Path) -> None:
     other = RunFolder(tmp_path / "other")
     write_text(other.timing / "a.jsonl", record("recover", 1.0, 1))
-    write_text(other.config, dump(config_file.load("digits")))
+    write_text(other.config, dump_config(load_config("digits")))
     with pytest.raises(UserError, match=r"teacher\.model: measured 'convnet3', now 'resnet18'"):
         figures.measured(CONFIG, RunFolder(tmp_path / "run"), [other.root])
-    write_text(other.config, dump(config_file.load("imagenet-1k-resnet18-ipc50")))
+    write_text(other.config, dump_config(load_config("imagenet-1k-resnet18-ipc50")))
     assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), [other.root])["recover"].passes_per_s == 1.0
 
 

@@ -7,8 +7,8 @@ from delt_hpc.launch import cancel, logs
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.status import Row
-from delt_hpc.run_folder import RunFolder
-from delt_hpc.trial import Trial
+from delt_hpc.run.folder import RunFolder
+from delt_hpc.training.trial import Trial
 
 TRIAL = Trial("convnet3", 1, "random-soft")
 ROWS = [

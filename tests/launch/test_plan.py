@@ -1,7 +1,7 @@
 import pytest
 
-from delt_hpc import config_file
-from delt_hpc.config import Config
+from delt_hpc.config.load import load_config
+from delt_hpc.config.schema import Config
 from delt_hpc.errors import UserError
 from delt_hpc.launch import plan, profile
 from delt_hpc.launch.plan import Task
@@ -11,7 +11,7 @@ GPU = profile.load("generic-gpu")
 
 
 def config(*overrides: str, recipe: str = "digits") -> Config:
-    return config_file.load(recipe, overrides)
+    return load_config(recipe, overrides)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from delt_hpc.config import Stage
+from delt_hpc.config.schema import Stage
 from delt_hpc.launch import executor, plain, profile
 from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from delt_hpc import config_file
+from delt_hpc.config.load import load_config
 from delt_hpc.launch import records, show, status
 from delt_hpc.launch.markers import Markers, class_count
 from delt_hpc.launch.plan import Task, whole
 from delt_hpc.launch.queue import Entry
 from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.status import Row
-from delt_hpc.run_folder import RunFolder, mark_done, write_text
-from delt_hpc.trial import trials
+from delt_hpc.run.folder import RunFolder, mark_done, write_text
+from delt_hpc.training.trial import trials
 
-CONFIG = config_file.load("digits", ["recover.batch_size=6", "evaluate.seeds=[1]"])  # two classes a batch
+CONFIG = load_config("digits", ["recover.batch_size=6", "evaluate.seeds=[1]"])  # two classes a batch
 CLASSES = 10
 
 Submitted = Callable[..., Submission]
@@ -222,7 +222,7 @@ def test_classes_are_counted_where_somebody_knows(run: RunFolder, tmp_path: Path
     from delt_hpc.errors import UserError
 
     assert class_count(CONFIG, run) == 10
-    assert class_count(config_file.load("imagenet-1k-resnet18-ipc10"), run) == 1000
+    assert class_count(load_config("imagenet-1k-resnet18-ipc10"), run) == 1000
     own = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"name": "own", "root": tmp_path / "own"})})
     with pytest.raises(UserError, match="--classes-count"):
         class_count(own, run)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from delt_hpc.config_file import dump, load, parse
+from delt_hpc.config.load import dump_config, load_config, parse_config
 from delt_hpc.errors import UserError
 from delt_hpc.launch import executor, local, records, submit, work
 from delt_hpc.launch.arguments import ranges_of
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder, exclusive
-from delt_hpc.run_folder import RunFolder, write_text
+from delt_hpc.run.folder import RunFolder, write_text
 
 TREE = {
     "name": "toy",
@@ -37,7 +37,7 @@ def config(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
     image_folder(tmp_path / "data" / "train", dict.fromkeys("abcd", 4), size=8)
     image_folder(tmp_path / "data" / "val", dict.fromkeys("abcd", 1), size=8)
     data = TREE["data"] | {"root": str(tmp_path / "data")}  # type: ignore[operator]
-    write_text(tmp_path / "toy.yaml", dump(parse(TREE | {"data": data}, "test")))
+    write_text(tmp_path / "toy.yaml", dump_config(parse_config(TREE | {"data": data}, "test")))
     return tmp_path / "toy.yaml"
 
 
@@ -134,7 +134,7 @@ def test_processes_of_this_machine_are_capped_and_give_the_same_bytes(config: Pa
 
 def test_the_run_s_own_configuration_is_followed_and_not_changed_under_live_tasks(config: Path, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    write_text(run.config, dump(load(str(config), ["recover.batch_size=2"])))
+    write_text(run.config, dump_config(load_config(str(config), ["recover.batch_size=2"])))
     followed = launch("status", config, "--run", run.root, "--json")
     assert {row["asked"] for row in json.loads(followed.stdout)["tasks"] if row["stage"] == "recover"} == {8}
     task = Task("squeeze")

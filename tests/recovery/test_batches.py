@@ -2,7 +2,7 @@
 
 import pytest
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.batches import block_size, of_classes, plan
 

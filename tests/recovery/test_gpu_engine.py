@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from recovery.engines import CLASSES, IPC, SIZE, by_packed, by_reference, randomised, recover_of, same, small_teacher
+from helpers.engines import CLASSES, IPC, SIZE, by_packed, by_reference, randomised, recover_of, same, small_teacher
 from torch import nn
 
-from delt_hpc.models import build
+from delt_hpc.models.registry import build
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.state import State
 

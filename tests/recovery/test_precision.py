@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.precision import Precision, check
 

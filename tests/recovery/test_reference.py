@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from delt_hpc.config import Recover
-from delt_hpc.convnet import ConvNet
-from delt_hpc.crop import Window
-from delt_hpc.data.specs import Spec
+from delt_hpc.config.schema import Recover
+from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.data.random_crop import Window
+from delt_hpc.models.convnet import ConvNet
 from delt_hpc.recovery.augmentation import View, draw_view, look
 from delt_hpc.recovery.batches import Batch, plan
 from delt_hpc.recovery.reference import State, pixel_box, recover
 
-SPEC = Spec("toy", 4, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "convnet3")
+SPEC = DatasetSpec("toy", 4, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "convnet3")
 CONFIG = Recover(iterations=12, round_iterations=3, batch_size=20)
 
 

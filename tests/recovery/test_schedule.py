@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from delt_hpc.config import Recover
+from delt_hpc.config.schema import Recover
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.schedule import Schedule, active_images, entry_rounds, image_iterations
 

@@ -2,18 +2,18 @@ import json
 import math
 from pathlib import Path
 
-import fake_run
 import pytest
-from fake_run import Shape
+from helpers import fake_run
+from helpers.fake_run import Shape
 
-from delt_hpc.config import Config, Recover
+from delt_hpc.config.schema import Config, Recover
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.index import ClassMap
 from delt_hpc.errors import UserError
 from delt_hpc.report import losses, pairs
 from delt_hpc.report.collect import collect
 from delt_hpc.report.content import Diversity, Missing, Report
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 MEASURED = Diversity(initial=0.8, distilled=0.7, images=100, classes=10)
 STD = math.sqrt(7 / 3)  # of 87, 88, 85, with n - 1

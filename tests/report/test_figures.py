@@ -5,20 +5,20 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import fake_run
 import numpy as np
 import pytest
-from fake_run import Shape
+from helpers import fake_run
+from helpers.fake_run import Shape
 from PIL import Image
 
-from delt_hpc.data.specs import SPECS
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.transforms import BadImageError
 from delt_hpc.report import figures, palette
 from delt_hpc.report.collect import collect
 from delt_hpc.report.content import Missing, Report, SampleClass, SampleImage
 from delt_hpc.report.drawing import Chart
 from delt_hpc.report.strips import CELL, GAP, cell_size, strip
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run.folder import RunFolder
 
 DIGITS = SPECS["digits"]
 

@@ -5,15 +5,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
-import fake_run
 import pytest
 import torch
-from fake_run import Shape
+from helpers import fake_run
+from helpers.fake_run import Shape
 
-from delt_hpc import timing
 from delt_hpc.report import formats
 from delt_hpc.report.content import Spread
-from delt_hpc.run_folder import RunFolder
+from delt_hpc.run import timing
+from delt_hpc.run.folder import RunFolder
 from delt_hpc.stages.report import report
 
 CPU = torch.device("cpu")

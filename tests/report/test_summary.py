@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from delt_hpc.report.summary import text
-from delt_hpc.run_folder import write_json
+from delt_hpc.run.folder import write_json
 
 
 def arm(**changes: Any) -> dict[str, Any]:

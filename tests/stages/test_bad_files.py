@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from stages.conftest import FOLDERS, Start
+from helpers.toy import FOLDERS, Start
 
-from delt_hpc import ranking
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.errors import UserError
+from delt_hpc.ranking.table import read_ranking
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_left_out_files_are_listed_with_the_ranking_and_in_the_report(
         "evaluate": {"seeds": [1], "arms": ["distilled-soft"]},
     }
     run = start(tmp_path / "run", None, changes).run
-    table = ranking.read(run.ranking)
+    table = read_ranking(run.ranking)
     assert table.groupby("class_index").size().tolist() == [12, 11, 12, 10]
     assert table["score"].notna().all()
     listed = bad_files.gather(run)
@@ -71,12 +71,12 @@ def test_scores_of_different_decoders_do_not_go_into_one_ranking(start: Start, t
     with pytest.raises(UserError, match="loader: made with 'torchvision', now 'dali-cpu'"):
         start(root, ("rank",), {"machine": {"loader": "dali-cpu"}}, classes=(2, 3))
     run = start(root, ("rank",), {"machine": {"loader": "torchvision"}}).run
-    assert len(ranking.read(run.ranking)) == 48
+    assert len(read_ranking(run.ranking)) == 48
 
 
 def test_what_read_the_images_is_recorded(finished: Context) -> None:
     read_by = json.loads((finished.run.rank / "read_by.json").read_text())
-    assert read_by == finished.reading.facts(training=False)
+    assert read_by == finished.loader_config.facts(training=False)
     result = json.loads(next(finished.run.evaluate.glob("*/result.json")).read_text())
     assert result["loader"] == "torchvision"
 
@@ -84,6 +84,6 @@ def test_what_read_the_images_is_recorded(finished: Context) -> None:
 def test_the_precision_of_scores_is_as_configured(start: Start, tmp_path: Path) -> None:
     exact = start(tmp_path / "exact", ("squeeze", "rank")).run
     half = start(tmp_path / "half", ("squeeze", "rank"), {"rank": {"precision": "bfloat16"}}).run
-    one, other = (ranking.read(run.ranking).set_index("img_path")["score"].sort_index() for run in (exact, half))
+    one, other = (read_ranking(run.ranking).set_index("img_path")["score"].sort_index() for run in (exact, half))
     assert not one.equals(other)
     assert (one - other).abs().max() < 0.02

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delt_hpc import config_file
-from delt_hpc.data import idx
-from delt_hpc.data.sources import DEBIAN
+from delt_hpc.config.load import merge, parse_config
+from delt_hpc.data.catalog import idx
+from delt_hpc.data.catalog.sources import DEBIAN
 from delt_hpc.pipeline import open_run, run_stages
-from delt_hpc.progress import Reporter
+from delt_hpc.run.progress import Reporter
 
 SETTINGS: dict[str, Any] = {
     "name": "fashion",
@@ -45,8 +45,8 @@ def test_students_of_both_engines_are_equally_good(tmp_path: Path) -> None:
             shutil.copytree(
                 tmp_path / "packed", root, ignore=shutil.ignore_patterns("recover", "distilled", "evaluate")
             )
-        tree = config_file.merge(SETTINGS, {"data": {"root": str(data)}, "recover": {"engine": engine}})
-        config = config_file.parse(tree, "test")
+        tree = merge(SETTINGS, {"data": {"root": str(data)}, "recover": {"engine": engine}})
+        config = parse_config(tree, "test")
         stages = tuple(stage for stage in config.stages if stage != "report")
         run_stages(open_run(config, root, Reporter(quiet=True)), stages)
         results = [json.loads(path.read_text()) for path in sorted(root.glob("evaluate/*/result.json"))]

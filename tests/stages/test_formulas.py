@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from delt_hpc.config import Evaluate, Squeeze
+from delt_hpc.config.schema import Evaluate, Squeeze
 from delt_hpc.stages.evaluate import Trial, hard_loss, learning_rate, mixing, soft_loss
 from delt_hpc.stages.squeeze import warm_cosine
 

@@ -7,11 +7,11 @@ import pytest
 
 pytest.importorskip("nvidia.dali")
 
-from data.photographs import encoded, photo
+from helpers.photographs import encoded, photo
+from helpers.toy import Start
 from PIL import Image
-from stages.conftest import Start
 
-from delt_hpc import ranking
+from delt_hpc.ranking.table import read_ranking
 
 
 def odd(which: int) -> dict[str, bytes]:
@@ -49,7 +49,7 @@ def test_every_odd_format_is_scored_as_pil_reads_it(start: Start, tmp_path: Path
     for loader in ("torchvision", "dali-cpu"):
         changes = data | {"machine": {"loader": loader}}
         run = start(tmp_path / loader, ("squeeze", "rank", "select"), changes).run
-        tables[loader] = ranking.read(run.ranking).set_index("img_path").sort_index()
+        tables[loader] = read_ranking(run.ranking).set_index("img_path").sort_index()
     one, other = tables.values()
     assert one.index.tolist() == other.index.tolist() and len(one) == 24
     assert (one["score"] - other["score"]).abs().max() < 0.01

@@ -8,26 +8,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers.toy import FOLDERS, Start, images_of
 from PIL import Image
-from stages.conftest import FOLDERS, Start, images_of
 from torchvision.datasets import ImageFolder
 
-from delt_hpc import distilled, ranking, teacher
 from delt_hpc.context import Context
-from delt_hpc.convnet import ConvNet
+from delt_hpc.distilled import manifest
+from delt_hpc.models import teacher
+from delt_hpc.models.convnet import ConvNet
 from delt_hpc.pipeline import run_stages
-from delt_hpc.trial import Trial
+from delt_hpc.ranking.table import read_ranking
+from delt_hpc.training.trial import Trial
 
 
 def test_the_distilled_set_is_an_image_folder_with_the_data_set_s_own_class_names(finished: Context) -> None:
     folder = ImageFolder(finished.run.distilled)
     assert tuple(folder.classes) == FOLDERS
     assert [folder.targets.count(i) for i in range(4)] == [3] * 4
-    assert distilled.problems(finished.run.distilled) == []
+    assert manifest.problems(finished.run.distilled) == []
 
 
 def test_the_manifest_says_where_each_image_comes_from(finished: Context) -> None:
-    table = distilled.read_manifest(finished.run.distilled)
+    table = manifest.read_manifest(finished.run.distilled)
     assert table["class"].tolist() == [name for name in FOLDERS for _ in range(3)]
     assert table["number"].tolist() == [0, 1, 2] * 4
     assert table["entry_round"].tolist() == [0, 1, 2] * 4
@@ -39,7 +41,7 @@ def test_the_manifest_says_where_each_image_comes_from(finished: Context) -> Non
 
 
 def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context) -> None:
-    table = ranking.read(finished.run.ranking)
+    table = read_ranking(finished.run.ranking)
     assert table["class"].tolist() == [name for name in FOLDERS for _ in range(12)]
     assert all(group["score"].is_monotonic_decreasing for _, group in table.groupby("class_index"))
     network = teacher.load(finished.run, finished.dataset, torch.device("cpu"))
@@ -52,7 +54,7 @@ def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context) 
 
 
 def test_selected_images_are_copies_around_the_median(finished: Context) -> None:
-    table = ranking.read(finished.run.ranking)
+    table = read_ranking(finished.run.ranking)
     for folder in FOLDERS:
         ranked = table[table["class"] == folder]["img_path"].tolist()
         for number, place in enumerate((6, 7, 5)):
@@ -126,7 +128,7 @@ def test_workers_change_nothing(
 
 def test_a_given_ranking_is_used(finished: Context, start: Start, tmp_path: Path) -> None:
     given = tmp_path / "given.csv"
-    table = ranking.read(finished.run.ranking)[["score", "img_path", "class"]]
+    table = read_ranking(finished.run.ranking)[["score", "img_path", "class"]]
     table["img_path"] = "/elsewhere/train/" + table["img_path"]
     table.sample(frac=1, random_state=0).to_csv(given, index=False)
     run = start(tmp_path / "run", ("rank",), {"rank": {"csv": str(given)}}).run
@@ -161,7 +163,7 @@ def test_noise_initialisation_needs_no_ranking(start: Start, tmp_path: Path) -> 
     assert sorted(p.name for p in context.run.recover.iterdir() if p.is_dir()) == [
         f"{classes}.p{part}" for classes in ("00000-00002", "00003-00003") for part in range(3)
     ]
-    table = distilled.read_manifest(context.run.distilled)
+    table = manifest.read_manifest(context.run.distilled)
     assert (table["source"] == "").all() and (table["iterations"] == 8).all()
     assert len(set(table["sha256"])) == 12
 

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stages.conftest import FOLDERS, Start
+from helpers.toy import FOLDERS, Start
 
-from delt_hpc import distilled
 from delt_hpc.context import Context
+from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 
 
@@ -141,7 +141,7 @@ def test_a_damaged_distilled_set_is_not_taken_as_finished(
     start: Start, copy: Path, damage: Callable[[Path], str]
 ) -> None:
     expected = damage(copy)
-    assert [line for line in distilled.problems(copy / "distilled") if line.startswith(expected)]
+    assert [line for line in manifest.problems(copy / "distilled") if line.startswith(expected)]
     with pytest.raises(UserError, match="delete the folder and run `aggregate` again"):
         start(copy, ("aggregate",))
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from stages.conftest import Start, images_of
+from helpers.toy import Start, images_of
 
-from delt_hpc import config_file
-from delt_hpc.config import Config
+from delt_hpc.config.load import dump_config
+from delt_hpc.config.schema import Config
 from delt_hpc.context import Context
-from delt_hpc.recovery import packed, reference
+from delt_hpc.recovery import engine as packed
+from delt_hpc.recovery import reference
 
 
 class KillError(BaseException):
@@ -23,11 +24,11 @@ class KillError(BaseException):
 
 def stopping_at(call: int) -> Callable[..., object]:
     """Training's epoch, which the process does not survive at that call."""
-    from delt_hpc import training
+    from delt_hpc.training import loop
 
-    epoch, calls = training.Training._epoch, []
+    epoch, calls = loop.Training._epoch, []
 
-    def stop(self: training.Training, *args: object) -> object:
+    def stop(self: loop.Training, *args: object) -> object:
         calls.append(args[0])
         if len(calls) == call:
             raise KillError
@@ -98,14 +99,14 @@ def undisturbed(finished: Context, start: Start, tmp_path_factory: pytest.TempPa
 def test_training_stopped_between_epochs_goes_on_to_the_same_result(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    from delt_hpc import training
+    from delt_hpc.training import loop
 
-    monkeypatch.setattr(training.Training, "checkpoint_seconds", 0.0)
+    monkeypatch.setattr(loop.Training, "checkpoint_seconds", 0.0)
     root = tmp_path / "run"
     if stage == "evaluate":
         start(root, ("squeeze", "rank", "select", "recover", "aggregate"))
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_epoch", stopping_at(2))
+        patch.setattr(loop.Training, "_epoch", stopping_at(2))
         with pytest.raises(KillError):
             start(root, (stage,))
     if stage == "squeeze":
@@ -129,7 +130,7 @@ def test_ended_processes_lose_nothing(
     """A signal, for real, as soon as a batch has a checkpoint; then the command again."""
     root, file = tmp_path / "run", tmp_path / "toy.yaml"
     long = {"recover": {"iterations": 96, "round_iterations": 24, "checkpoint_seconds": 0.0}}
-    file.write_text(config_file.dump(configure(long)), encoding="utf-8")
+    file.write_text(dump_config(configure(long)), encoding="utf-8")
     undisturbed = start(tmp_path / "undisturbed", ("squeeze", "rank", "select", "recover", "aggregate"), long).run
     start(root, ("squeeze", "rank", "select"), long)
     command = [sys.executable, "-m", "delt_hpc.cli", "recover", str(file), "--run", str(root), "--quiet"]
@@ -150,9 +151,10 @@ def test_a_student_with_dropout_goes_on_to_the_same_result(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout draws from torch's own generators, which no checkpoint holds."""
-    from delt_hpc import convnet, training
+    from delt_hpc.models import convnet
+    from delt_hpc.training import loop
 
-    monkeypatch.setattr(training.Training, "checkpoint_seconds", 0.0)
+    monkeypatch.setattr(loop.Training, "checkpoint_seconds", 0.0)
     plain = convnet.ConvNet.__init__
 
     def with_dropout(self: convnet.ConvNet, *args: int) -> None:
@@ -162,7 +164,7 @@ def test_a_student_with_dropout_goes_on_to_the_same_result(
     monkeypatch.setattr(convnet.ConvNet, "__init__", with_dropout)
     undisturbed = start(tmp_path / "undisturbed", ("squeeze",)).run
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_epoch", stopping_at(2))
+        patch.setattr(loop.Training, "_epoch", stopping_at(2))
         with pytest.raises(KillError):
             start(tmp_path / "run", ("squeeze",))
     torch.manual_seed(12345)

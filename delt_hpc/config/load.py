@@ -1,0 +1,286 @@
+"""From a recipe's name, a YAML file or a run folder, plus `--set section.key=value`, to a checked `Config`."""
+
+import difflib
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from delt_hpc.config import recipes
+from delt_hpc.config.schema import SECTIONS, Config, Data, Recover, Teacher
+from delt_hpc.errors import UserError, some
+
+Tree = dict[str, Any]
+
+
+def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration that `source` names, `overrides` laid over it.
+
+    Layers, later ones win: defaults, the method's preset, the recipe or file, the overrides. A method that an override
+    names lays its preset over the recipe, since that is what is asked for.
+
+    Args:
+        source: a recipe's name, a YAML file, or a run folder (its stored config).
+        overrides: texts `section.key=value`, the value in YAML.
+
+    Raises:
+        UserError: naming file, key, value and what is allowed, all problems at once.
+    """
+    tree, where = _read(source)
+    origin: dict[str, str] = {}
+    given = _parse_overrides(overrides, origin)
+    layers = [{} if "method" in given else _preset(tree), tree, _preset(given), given]
+    return parse_config(functools.reduce(merge, layers), where, origin)
+
+
+def _preset(tree: Tree) -> Tree:
+    """What the method that `tree` names brings with it."""
+    method = tree.get("method")
+    return recipes.method(method) if method in recipes.METHODS else {}
+
+
+def parse_config(tree: Tree, where: str, origin: dict[str, str] | None = None) -> Config:
+    """`tree` as a checked configuration; `origin` says for a key where it came from, if not from `where`."""
+    try:
+        config = Config.model_validate(_with_paths(tree))
+    except ValidationError as error:
+        problems = [_explain(dict(detail), where, origin or {}) for detail in error.errors()]
+        raise UserError("\n".join(problems)) from None
+    problems = [f"{_place(key, where, origin or {})}: {key}: {text}" for key, text in contradictions(config)]
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def contradictions(config: Config) -> list[tuple[str, str]]:
+    """(key, what is wrong and what would be right) for values that are fine alone but not together."""
+    return [
+        *_recovery(config.recover),
+        *_teacher(config.teacher),
+        *_training(config),
+        *_data(config.data),
+        *_lists(config),
+    ]
+
+
+def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
+    total, length = recover.iterations, recover.round_length
+    if total % length:
+        divisors = [d for d in range(1, total + 1) if total % d == 0]
+        near = sorted(sorted(divisors, key=lambda d: abs(d - length))[:4])
+        yield (
+            "recover.round_iterations",
+            f"{length} does not divide recover.iterations = {total}; divisors nearby: {some(near)}",
+        )
+    elif recover.batching == "mixed" and recover.rounds > 1:
+        yield "recover.batching", "`mixed` batches know no rounds; set recover.round_iterations: null"
+    if recover.engine == "reference":
+        if recover.deterministic:
+            yield "recover.deterministic", "is a promise of recover.engine: packed"
+        if recover.precision not in ("auto", "float32"):
+            yield "recover.precision", f"the reference engine computes in float32, not {recover.precision}"
+
+
+def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
+    for key, given, source, example in (
+        ("weights", teacher.weights, "torchvision", "a name such as IMAGENET1K_V1"),
+        ("checkpoint", teacher.checkpoint, "checkpoint", "a file of weights"),
+    ):
+        if given and teacher.source != source:
+            yield f"teacher.{key}", f"goes with teacher.source: {source}, not {teacher.source}"
+        if not given and teacher.source == source:
+            yield f"teacher.{key}", f"is missing; teacher.source: {source} wants {example}"
+
+
+def _training(config: Config) -> Iterator[tuple[str, str]]:
+    for key, scale in (("squeeze", config.squeeze.crop_scale), ("evaluate", config.evaluate.crop_scale)):
+        if scale[0] > scale[1]:
+            yield f"{key}.crop_scale", f"{scale}: the first value is the least area, the second the most"
+    warm, epochs = config.squeeze.warmup_epochs, config.squeeze.epochs
+    if warm >= epochs and config.teacher.source == "train":
+        yield "squeeze.warmup_epochs", f"{warm} must be less than squeeze.epochs = {epochs}"
+
+
+def _data(data: Data) -> Iterator[tuple[str, str]]:
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if isinstance(values, list) and (len(values) != 3 or not all(0 <= v <= 1 for v in values)):
+            yield f"data.{key}", f"{values}: expected three numbers in 0..1, red, green, blue (pixel values over 255)"
+    if isinstance(data.std, list) and 0 in data.std:
+        yield "data.std", f"{data.std}: a standard deviation must be above 0"
+    if (data.mean == "measure") != (data.std == "measure"):
+        yield "data.mean", "`measure` goes for data.mean and data.std together"
+    paths = [name for name in data.classes or () if name in ("", ".", "..") or "/" in name]
+    if paths:
+        yield "data.classes", f"{some([repr(name) for name in paths])}: expected names of folders below data.train"
+    if data.size and data.resize and data.resize < data.size:
+        yield "data.resize", f"{data.resize} is below data.size = {data.size}; the centre crop would not fit"
+
+
+def _lists(config: Config) -> Iterator[tuple[str, str]]:
+    evaluate = config.evaluate
+    lists: dict[str, Sequence[object]] = {
+        "evaluate.students": evaluate.students,
+        "evaluate.seeds": evaluate.seeds,
+        "evaluate.arms": evaluate.arms,
+        "data.classes": config.data.classes or [],
+    }
+    for key, items in lists.items():
+        twice = sorted({str(item) for item in items if list(items).count(item) > 1})
+        if twice:
+            yield key, f"{some(twice)} stands there twice"
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML, every value written out."""
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def merge(below: Tree, above: Tree) -> Tree:
+    """`above` laid over `below`, section by section."""
+    merged = dict(below)
+    for key, body in above.items():
+        under = merged.get(key)
+        if isinstance(under, dict) and body is None:
+            continue
+        merged[key] = merge(under, body) if isinstance(under, dict) and isinstance(body, dict) else body
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads 1e-3 as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # SafeLoader says what is wrong with it
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` stands twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes every text in which `_Loader` would see a number."""
+
+
+_EXPONENT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The text's content.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or a key stands twice.
+        ValueError: a value is none of its kind, e.g. the date 2024-13-45.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def _read(source: str) -> tuple[Tree, str]:
+    path = Path(source)
+    if path.is_dir():
+        path = path / "config.yaml"
+        if not path.exists():
+            raise UserError("holds no config.yaml, so it is no run folder", where=source)
+    looks_like_file = path.suffix in (".yaml", ".yml") or path.exists()
+    if not looks_like_file:
+        return recipes.load(source), f"recipe {source}"
+    try:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            "there is no such file", where=source, remedy="give a YAML file or a name that `delt-hpc recipes` lists"
+        ) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"is no readable YAML: {error}", where=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"holds a {type(tree).__name__}", where=str(path), expected="a mapping of sections")
+    return tree, str(path)
+
+
+def _parse_overrides(overrides: Sequence[str], origin: dict[str, str]) -> Tree:
+    tree: Tree = {}
+    for text in overrides:
+        key, sign, raw = text.partition("=")
+        key = key.strip()
+        if not sign or not key:
+            raise UserError("is no override", where=f"--set {text}", expected="section.key=value")
+        try:
+            body = parse_yaml(raw)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"the value is no readable YAML: {error}", where=f"--set {text}") from None
+        parts = key.split(".")
+        for part in reversed(parts):
+            body = {part: body}
+        tree = merge(tree, body)
+        origin[key] = f"--set {text}"
+    return tree
+
+
+def _with_paths(tree: Tree) -> Tree:
+    """Strict validation takes a Path only as a Path; YAML has texts. Whole numbers stand for floats by themselves."""
+    made = {key: dict(body) if isinstance(body, dict) else body for key, body in tree.items()}
+    for section, model in SECTIONS.items():
+        body = made.get(section)
+        if not isinstance(body, dict):
+            continue
+        for name, field in model.model_fields.items():
+            if Path in get_args(field.annotation) and isinstance(body.get(name), str):
+                body[name] = Path(body[name]).expanduser()
+    return made
+
+
+def _place(key: str, where: str, origin: dict[str, str]) -> str:
+    """The last override that gave the key, the section around it or a part of it; without one, `where`."""
+    related = (
+        text
+        for given, text in reversed(origin.items())
+        if f"{given}.".startswith(f"{key}.") or f"{key}.".startswith(f"{given}.")
+    )
+    return next(related, where)
+
+
+# For what pydantic says in the words of Python.
+_WORDS = {
+    "string_pattern_mismatch": "expected letters, digits, `.`, `_`, `-`, the first a letter or digit",
+    "string_type": "should be a text, in quotes where it looks like a number",
+    "is_instance_of": "should be a path",
+    "model_type": "should be a section of keys and values",
+}
+
+
+def _explain(detail: dict[str, Any], where: str, origin: dict[str, str]) -> str:
+    """One problem of pydantic's in the words of this program: file: key: value ... allowed."""
+    location = [part for part in detail["loc"] if isinstance(part, str)]
+    model: type[BaseModel] = Config
+    path: list[str] = []
+    for part in location:
+        if part not in model.model_fields:
+            if detail["type"] == "extra_forbidden":
+                path.append(part)
+            break
+        path.append(part)
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    key = ".".join(path)
+    place = _place(key, where, origin)
+    if detail["type"] == "extra_forbidden":
+        known = list(model.model_fields)
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean `{close[0]}`? " if close else ""
+        return f"{place}: {key}: unknown key; {hint}allowed here: {', '.join(known)}"
+    message = _WORDS.get(detail["type"], detail["msg"][0].lower() + detail["msg"][1:])
+    shown = detail.get("input")
+    return f"{place}: {key or 'the whole'}: {shown!r}: {message.removeprefix('input ')}"

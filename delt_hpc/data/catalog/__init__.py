@@ -1,0 +1,1 @@
+"""The registered data sets and where their images come from."""

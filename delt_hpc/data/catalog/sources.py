@@ -1,0 +1,284 @@
+"""Where data sets come from: folders as they lie, known archives unpacked in the root, and exports made here.
+
+An export is an ImageFolder of lossless PNGs; its train and val folders each appear complete or not at all.
+"""
+
+import fcntl
+import io
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision import datasets
+
+from delt_hpc.data.catalog import idx
+from delt_hpc.errors import UserError, some
+from delt_hpc.run.folder import writing_folder
+from delt_hpc.run.progress import Reporter
+
+Split = tuple[np.ndarray, np.ndarray]  # uint8 [n, height, width] or [n, height, width, 3]; class positions int64 [n]
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+PATIENCE_SECONDS = 30.0
+
+_USUAL = ("train", "val")
+_DIGITS = [str(digit) for digit in range(10)]
+# Folders that the published archives unpack to.
+_UNPACKED = {
+    "imagenette": ("imagenette2", "imagenette2-320"),
+    "imagewoof": ("imagewoof2", "imagewoof2-320"),
+    "tiny-imagenet": ("tiny-imagenet-200",),
+}
+# imagenet100_wnids.txt is the list that contrastive multiview coding (arXiv 1906.05849) brought into use.
+_SUBSETS = {
+    "imagenette": "imagenette_wnids.txt",
+    "imagewoof": "imagewoof_wnids.txt",
+    "imagenet-100": "imagenet100_wnids.txt",
+}
+_IMAGENET = "set data.root to ImageNet-1K, sorted into train/<wnid>/ and val/<wnid>/"
+_REMEDIES = {
+    "fashion-mnist": "install Debian's package dataset-fashion-mnist, or put the four idx files into {root}",
+    "cifar10": "unpack cifar-10-python.tar.gz in {root}, so that it holds cifar-10-batches-py/",
+    "cifar100": "unpack cifar-100-python.tar.gz in {root}, so that it holds cifar-100-python/",
+    "imagenette": f"unpack imagenette2.tgz in {{root}}, or {_IMAGENET}; the ten classes are picked out",
+    "imagewoof": f"unpack imagewoof2.tgz in {{root}}, or {_IMAGENET}; the ten classes are picked out",
+    "tiny-imagenet": "unpack tiny-imagenet-200.zip in {root}, or set data.root to where it lies",
+    "imagenet-100": f"{_IMAGENET}; the hundred classes are picked out",
+    "imagenet-1k": _IMAGENET,
+}
+
+
+def provide(name: str, root: Path, train: str, val: str) -> None:
+    """See to it that `root/train` and `root/val` exist.
+
+    Where they do not, `digits`, `fashion-mnist`, `cifar10` and `cifar100` are exported, `imagenette` is downloaded, and
+    known archives that were unpacked in `root` are linked to; all this only for the usual folder names.
+
+    Raises:
+        UserError: not found, not downloadable, damaged, or `root` not writable.
+    """
+    if _complete(root, train, val):
+        return
+    if (train, val) == _USUAL and (name in _MAKERS or name in _UNPACKED):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(root):
+                if not _complete(root, train, val):
+                    _MAKERS.get(name, partial(_link_unpacked, name))(root)
+        except OSError as error:
+            raise UserError(
+                f"`{name}` cannot be set up: {error}",
+                where=str(root),
+                remedy="set data.root to a folder you can write to",
+            ) from None
+    if not _complete(root, train, val):
+        raise _not_found(name, root, train, val)
+
+
+def subset(name: str, available: Sequence[str]) -> list[str] | None:
+    """The folders of a data set that is a part of ImageNet-1K.
+
+    Args:
+        available: the class folders that are there.
+
+    Returns:
+        Its wnids, sorted, where `available` holds them among more; None where there is nothing to pick out.
+
+    Raises:
+        UserError: `available` holds some of them, but not all, among others.
+    """
+    if name not in _SUBSETS:
+        return None
+    wanted = Path(__file__).with_name(_SUBSETS[name]).read_text(encoding="utf-8").split()
+    missing = sorted(set(wanted) - set(available))
+    if len(available) <= len(wanted) or len(missing) == len(wanted):
+        return None
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(wanted)} classes of `{name}` are missing: {some(missing)}", where="data.root"
+        )
+    return wanted
+
+
+def listed_validation(val_root: Path, folders: Sequence[str]) -> list[tuple[str, int]] | None:
+    """Tiny-ImageNet's validation images, all in one folder with a table of their classes.
+
+    Args:
+        val_root: folder with images/ and val_annotations.txt (tab separated: file, wnid, box).
+        folders: class folders in class-map order; lines of other classes are passed over.
+
+    Returns:
+        (path relative to `val_root`, class index) of each image; None where there is no such table.
+
+    Raises:
+        UserError: naming bad lines, missing files, unknown wnids, and classes without a line.
+    """
+    table, images = val_root / "val_annotations.txt", val_root / "images"
+    if not table.is_file() or not images.is_dir():
+        return None
+    index = {folder: position for position, folder in enumerate(folders)}
+    there = {path.name for path in images.iterdir()}
+    wnids = val_root.resolve().parent / "wnids.txt"
+    known = {*folders, *wnids.read_text(encoding="utf-8").split()} if wnids.is_file() else None
+    seen: set[str] = set()
+    pairs: list[tuple[str, int]] = []
+    problems: list[str] = []
+    for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        file, wnid = [*(part.strip() for part in line.split("\t")), ""][:2]
+        if not file or not wnid:
+            problems.append(f"line {number} is not file, wnid, box with tabs between")
+        elif file in seen:
+            problems.append(f"line {number} lists {file} again")
+        elif wnid not in index and (wnid not in known if known else not re.fullmatch(r"n\d{8}", wnid)):
+            problems.append(f"line {number} has the unknown wnid {wnid}")
+        elif file not in there:
+            problems.append(f"line {number} lists {file}, which is not in images/")
+        elif wnid in index:
+            pairs.append((f"images/{file}", index[wnid]))
+        seen.add(file)
+    without = sorted(set(range(len(folders))) - {label for _, label in pairs})
+    if without and not problems:
+        problems.append(f"no line for {some([folders[label] for label in without])}")
+    if problems:
+        raise UserError(some(problems), where=str(table), remedy="unpack tiny-imagenet-200.zip again")
+    return pairs
+
+
+def _complete(root: Path, train: str, val: str) -> bool:
+    return (root / train).is_dir() and (root / val).is_dir()
+
+
+def _layout(train: str, val: str) -> str:
+    return f"{train}/<class>/<images> and {val}/<class>/<images>"
+
+
+def _not_found(name: str, root: Path, train: str, val: str) -> UserError:
+    missing = some([folder for folder in (train, val) if not (root / folder).is_dir()])
+    remedy = "set data.root, data.train and data.val to where the images lie"
+    if (train, val) == _USUAL:
+        remedy = _REMEDIES.get(name, remedy).format(root=root)
+    elif name in _MAKERS:
+        remedy += ", or leave data.train and data.val out to have it set up here"
+    return UserError(f"`{name}`: no folder {missing}", where=str(root), expected=_layout(train, val), remedy=remedy)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """One process at a time sets a data set up; another waits and then finds it there."""
+    with (root / ".set-up.lock").open("w") as file:
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _export(name: str, root: Path, folders: Sequence[str], splits: dict[str, Split]) -> None:
+    lacking = {split: images for split, images in splits.items() if not (root / split).is_dir()}
+    with Reporter().bar(f"{name}: writing images", sum(len(labels) for _, labels in lacking.values())) as bar:
+        for split, (images, labels) in lacking.items():
+            with writing_folder(root / split) as temporary:
+                for folder in folders:
+                    (temporary / folder).mkdir()
+                for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+                    Image.fromarray(image).save(temporary / folders[label] / f"{number:05d}.png", compress_level=1)
+                    bar.advance()
+
+
+def _digits(root: Path) -> None:
+    """scikit-learn's 8 x 8 digits, grey values 0..16; every fifth image of each class is for validation."""
+    found = load_digits()
+    images, labels = np.rint(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int64)
+    is_val = np.zeros(len(labels), dtype=bool)
+    for label in range(10):
+        is_val[np.flatnonzero(labels == label)[4::5]] = True
+    splits = {"train": (images[~is_val], labels[~is_val]), "val": (images[is_val], labels[is_val])}
+    _export("digits", root, _DIGITS, splits)
+
+
+def _fashion_mnist(root: Path) -> None:
+    place = _idx_folder(root)
+    if place is None:
+        place = root / "raw"
+        _download("fashion-mnist", root, "FashionMNIST/raw", place, partial(datasets.FashionMNIST, download=True))
+    splits = {"train": idx.read_split(place, "train", 10), "val": idx.read_split(place, "t10k", 10)}
+    _export("fashion-mnist", root, _DIGITS, splits)
+
+
+def _idx_folder(root: Path) -> Path | None:
+    for place in (root, root / "raw", root / "FashionMNIST" / "raw", DEBIAN):
+        missing = idx.missing(place)
+        if not missing:
+            return place
+        if len(missing) < 4:
+            raise UserError(
+                f"lacks {some(missing)}", where=str(place), expected="the four idx files together, plain or as .gz"
+            )
+    return None
+
+
+def _cifar(name: str, kind: Any, root: Path) -> None:
+    batches = root / kind.base_folder
+    if not batches.is_dir():
+        _download(name, root, kind.base_folder, batches, partial(kind, download=True))
+    try:
+        halves = {split: kind(root, train=split == "train") for split in _USUAL}
+    except RuntimeError:
+        raise UserError("is incomplete or damaged", where=str(batches), remedy="delete it and start again") from None
+    splits = {split: (half.data, np.asarray(half.targets)) for split, half in halves.items()}
+    _export(name, root, halves["train"].classes, splits)
+
+
+def _imagenette(root: Path) -> None:
+    if not any((root / folder).is_dir() for folder in _UNPACKED["imagenette"]):
+        _download("imagenette", root, "imagenette2", root / "imagenette2", partial(datasets.Imagenette, download=True))
+    _link_unpacked("imagenette", root)
+
+
+def _link_unpacked(name: str, root: Path) -> None:
+    """`train` and `val` as links into the first unpacked archive that has both."""
+    for folder in _UNPACKED[name]:
+        if _complete(root / folder, *_USUAL):
+            for split in _USUAL:
+                if not (root / split).is_dir():
+                    (root / split).symlink_to(Path(folder) / split)
+
+
+def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[str], object]) -> None:
+    """What torchvision unpacks as `inner`, moved to `target` when it is complete; nothing else is left."""
+    for stale in root.glob(".download.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    usual_patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE_SECONDS)  # a compute node's network may swallow every packet
+    try:
+        with TemporaryDirectory(prefix=".download.", dir=root) as scratch:
+            with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+                fetch(scratch)
+            (Path(scratch) / inner).rename(target)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise UserError(
+            f"`{name}` is not there, and its download failed: {' '.join(str(error).split())}",
+            where=str(root),
+            expected=_layout(*_USUAL),
+            remedy=_REMEDIES[name].format(root=root),
+        ) from None
+    finally:
+        socket.setdefaulttimeout(usual_patience)
+
+
+_MAKERS: dict[str, Callable[[Path], None]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": partial(_cifar, "cifar10", datasets.CIFAR10),
+    "cifar100": partial(_cifar, "cifar100", datasets.CIFAR100),
+    "imagenette": _imagenette,
+}

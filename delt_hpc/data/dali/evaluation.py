@@ -1,0 +1,111 @@
+"""The exact evaluation transform through DALI: at most 1/255 a pixel from torchvision on PIL images."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn, types
+from torch import Tensor
+
+from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.data.dali.files import Files, ImageData
+from delt_hpc.data.dali.pipeline import Arguments, Request, Work, deliver
+from delt_hpc.data.dali.resize import (
+    Axis,
+    axis,
+    edge_arguments,
+    inner_arguments,
+    resize_inner,
+    resize_to_edge,
+)
+from delt_hpc.data.index import Index
+from delt_hpc.data.transforms import evaluation
+
+
+def evaluation_batches(
+    index: Index,
+    positions: np.ndarray,
+    spec: DatasetSpec,
+    batch_size: int,
+    *,
+    device: torch.device,
+    threads: int,
+    bad: BadFiles,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Every asked image once, in order, the last batch smaller where the count asks for it.
+
+    JPEGs are decoded on the GPU where `device` is one. Do not mix scores of images decoded on a CPU and on a GPU.
+
+    Args:
+        positions: int64 [n], places in the index.
+        threads: CPU threads, of this process and of DALI each.
+        bad: what becomes of unreadable files.
+
+    Yields:
+        images float32 [B, 3, S, S] normalised on `device`, and their positions int64 [B].
+
+    Raises:
+        UserError: naming unreadable files, unless `bad` skips them.
+    """
+    work = Work(Files(index, finish=evaluation(spec)), placement(spec), evaluation_graph(spec), batch_size)
+    requests = (
+        [Request(position) for position in positions[start : start + batch_size].tolist()]
+        for start in range(0, len(positions), batch_size)
+    )
+    for images, delivered in deliver(work, requests, bad, device, threads):
+        yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
+
+
+def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:
+    """The graph's arguments for an image, as torchvision places resized image and crop.
+
+    The longer side is rounded down, and where the slack is odd the crop starts at the even one of two pixels. Images
+    that PIL had to decode it has resized and cut out as well.
+    """
+    finished = axis(spec.size, spec.size, 0, spec.size)
+
+    def along(length: int, shorter: int) -> Axis:
+        resized = spec.resize * length // shorter
+        return axis(length, resized, round((resized - spec.size) / 2), spec.size)
+
+    def describe(_: Request, image: ImageData) -> Arguments:
+        shorter = min(image.height, image.width)
+        rows, columns = (
+            finished if image.decoded else along(length, shorter) for length in (image.height, image.width)
+        )
+        return (
+            edge_arguments(rows, columns, image.height, image.width)
+            if _to_edge(spec)
+            else inner_arguments(rows, columns)
+        )
+
+    return describe
+
+
+def evaluation_graph(spec: DatasetSpec) -> Callable[..., Any]:
+    """Function of decoded images, the device and `placement`'s arguments: normalised images, float32 [3, S, S]."""
+
+    def graph(image: Any, device: str, *arguments: Any) -> Any:
+        if _to_edge(spec):
+            return normalised(resize_to_edge(image, device, spec.size, *arguments), spec)
+        return normalised(resize_inner(image, spec.size, *arguments), spec)
+
+    return graph
+
+
+def _to_edge(spec: DatasetSpec) -> bool:
+    """Whether the crop can hold pixels of the resized image's outermost rows or columns."""
+    return spec.resize - spec.size < 2
+
+
+def normalised(image: Any, spec: DatasetSpec) -> Any:
+    """uint8 [S, S, 3] to float32 [3, S, S]: (value / 255 - mean) / std."""
+    return fn.crop_mirror_normalize(
+        image,
+        dtype=types.FLOAT,
+        output_layout="CHW",
+        mean=[255 * value for value in spec.mean],
+        std=[255 * value for value in spec.std],
+    )

@@ -1,0 +1,1 @@
+"""The distilled data set: its manifest and its card."""

@@ -1,0 +1,27 @@
+"""The frozen teacher of a run."""
+
+import torch
+from torch import nn
+
+from delt_hpc.data.dataset import Dataset
+from delt_hpc.errors import UserError
+from delt_hpc.models import weights
+from delt_hpc.models.registry import build
+from delt_hpc.run.folder import RunFolder, is_done, read_json
+
+WEIGHTS, CARD, HISTORY = "weights.safetensors", "teacher.json", "history.csv"
+
+
+def load(run: RunFolder, dataset: Dataset, device: torch.device) -> nn.Module:
+    """The network that squeeze left in teacher/: evaluation mode, no gradients for its weights.
+
+    Raises:
+        UserError: squeeze has not finished, or its files are damaged.
+    """
+    if not is_done(run.teacher):
+        raise UserError("there is no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
+    card = read_json(run.teacher / CARD)
+    network = build(card["model"], len(dataset.classes), dataset.spec.size)
+    path = run.teacher / WEIGHTS
+    weights.fit(network, weights.read(path), str(path))
+    return network.to(device).eval().requires_grad_(False)

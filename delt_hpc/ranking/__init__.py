@@ -1,0 +1,1 @@
+"""Scores of the training images, their table, and the choice of images by them."""

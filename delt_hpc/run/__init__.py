@@ -1,0 +1,1 @@
+"""A run: its folder, timing, progress, and a request to stop."""

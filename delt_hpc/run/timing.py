@@ -1,0 +1,99 @@
+"""Timing records: one line a unit of work, appended by the process that did it; one table of all of them."""
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import pandas as pd
+import torch
+
+from delt_hpc.config.schema import Stage
+from delt_hpc.run.folder import RunFolder, write_csv
+
+COLUMNS = (
+    "stage", "unit", "round", "seconds", "images", "image_iterations", "image_iterations_per_s",
+    "data_wait_s", "compile_s", "device", "peak_memory_mib", "started", "host", "task",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """Time spent on a unit of work.
+
+    Attributes:
+        unit: class range, batch, or student-seed-arm.
+        round: of a recovery batch; None elsewhere.
+        seconds: wall clock.
+        images: different images worked on.
+        image_iterations: images times passes over them.
+        data_wait_s: seconds the computation waited for images.
+        compile_s: seconds of compilation.
+    """
+
+    stage: Stage
+    unit: str
+    seconds: float
+    images: int
+    image_iterations: int
+    round: int | None = None
+    data_wait_s: float = 0.0
+    compile_s: float = 0.0
+
+
+def record(run: RunFolder, entry: Record, device: torch.device) -> None:
+    """Append the record to this process's own file of the run folder."""
+    rate = entry.image_iterations / entry.seconds if entry.seconds > 0 else 0.0
+    line = asdict(entry) | {
+        "image_iterations_per_s": rate,
+        "device": device_name(device),
+        "peak_memory_mib": peak_memory_mib(device),
+        "started": datetime.fromtimestamp(time.time() - entry.seconds, UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "task": task_name(),
+    }
+    run.timing.mkdir(parents=True, exist_ok=True)
+    path = run.timing / f"{entry.stage}-{platform.node()}-{os.getpid()}.jsonl"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def gather(run: RunFolder) -> pd.DataFrame:
+    """All records of the run as one table, oldest first; also written to timing.csv."""
+    rows = [row for path in sorted(run.timing.glob("*.jsonl")) for row in _lines(path.read_text(encoding="utf-8"))]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("started", kind="stable", ignore_index=True)
+    table["round"] = table["round"].astype("Int64")
+    write_csv(run.timing_table, lambda file: table.to_csv(file, index=False))
+    return table
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held since the process started: the GPU's where it works on one, else the process's own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # noqa: PLC0415 - POSIX only
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def task_name() -> str:
+    """The Slurm task that this process is, or nothing."""
+    job, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{element}" if job else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _lines(text: str) -> list[dict[str, object]]:
+    """The complete lines: a killed process may have left half a one at the end."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

@@ -1,0 +1,1 @@
+"""Training of classifiers: the loop for teachers and students."""

@@ -1,0 +1,85 @@
+"""The floor's operations and bytes, against counts by hand and published sizes of networks."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from delt_hpc.bench.floor import Product, Work, work
+from delt_hpc.bench.peaks import Peak
+from delt_hpc.models.registry import build
+
+H200 = Peak(790e12, 4.3e12)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "gflop", "ms"),
+    [("resnet18", 224, 726, 1.59), ("resnet50", 224, 1636, 5.87), ("convnet4", 64, 85, 0.26)],
+)
+def test_known_networks(network: str, size: int, gflop: float, ms: float) -> None:
+    """100 images in bfloat16: twice the usual count of a forward pass, for the gradient takes as many."""
+    with torch.random.fork_rng():
+        asked = work(build(network, 1000 if size == 224 else 200, size).eval(), size)
+    assert asked.flops(100) / 1e9 == pytest.approx(gflop, rel=0.002)
+    assert 1000 * asked.seconds(100, 2, H200) == pytest.approx(ms, rel=0.02)
+
+
+def test_a_chain_by_hand() -> None:
+    """4 x 4 pixels, 2 channels, pooled to 2 x 2, 5 classes."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(8, 5),
+    )  # fmt: skip
+    x, pooled = 2 * 16, 2 * 4
+    asked = work(network.eval(), 4)
+    assert asked.products == (Product(2 * 16 * 2 * 27, 3 * 16 + x, 54), Product(2 * 8 * 5, 8 + 5, 40))
+    assert asked.between == (x + pooled) + (pooled + 2 * x)
+
+
+class Block(nn.Module):
+    """The sum of a BatchNorm's output and a shortcut, read by the next block's convolution and its shortcut."""
+
+    def __init__(self, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn, self.shortcut = nn.Conv2d(2, 2, 1, bias=False), nn.BatchNorm2d(2), shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)) + self.shortcut(x))
+
+
+def residual(*shortcuts: nn.Module) -> int:
+    """Elements that the passes between the products move, of 4 x 4 pixels with 2 channels, per element of these."""
+    stem = [nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU()]
+    network = nn.Sequential(*stem, *map(Block, shortcuts), nn.Flatten(), nn.Linear(32, 5))
+    moved, rest = divmod(work(network.eval(), 4).between, 32)
+    assert not rest
+    return moved
+
+
+def test_a_shortcut_by_hand() -> None:
+    stem = (1 + 1) + (2 + 1 + 1)  # two readers of its output, so two gradients
+    assert residual(nn.Identity()) == stem + (1 + 1 + 1) + (1 + 1 + 1 + 1)
+    forked = (1 + 1 + 1) + (2 + 1 + 1 + 1)
+    assert residual(nn.Identity(), nn.Identity()) == stem + forked + (1 + 1 + 1) + (1 + 1 + 1 + 1)
+
+
+def test_a_shortcut_with_a_batch_norm_is_one_pass_with_the_sum() -> None:
+    stem = (1 + 1) + (2 + 1 + 1)
+    shortcut = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.BatchNorm2d(2))
+    both_inputs_and_the_sum = (1 + 1 + 1) + (1 + 2 + 2)
+    assert residual(shortcut) == stem + both_inputs_and_the_sum
+
+
+def test_operations_or_bytes_hold_up_a_product_and_bytes_the_rest() -> None:
+    asked = Work((Product(flops=100, activations=10, weights=7),), between=30)
+    assert asked.flops(4) == 2 * 4 * 100
+    assert asked.bytes(4, 2) == 2 * (2 * (4 * 10 + 7) + 4 * 30)
+    busy, starved = Peak(1.0, 1e3), Peak(1e9, 1.0)
+    assert asked.seconds(4, 2, busy) == pytest.approx(asked.flops(4) + 2 * 4 * 30 / 1e3)
+    assert asked.seconds(4, 2, starved) == pytest.approx(asked.bytes(4, 2))
+
+
+def test_the_network_is_left_alone() -> None:
+    network = build("convnet3", 10, 8).eval()
+    work(network, 8)
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(parameter.device.type == "cpu" for parameter in network.parameters())

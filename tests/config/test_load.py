@@ -1,0 +1,379 @@
+"""From YAML and --set to a checked configuration: the layers, the round trip, and every refusal with its words."""
+
+from pathlib import Path
+
+import pytest
+
+from delt_hpc.config import recipes
+from delt_hpc.config.load import dump_config, load_config
+from delt_hpc.config.schema import Config
+from delt_hpc.errors import UserError
+
+# As bare words these would be numbers, dates, truth values or nothing, or break a line of YAML.
+NASTY = ["10", "00010", "1e3", "12e4", "1.5e3", ".5e2", "-1E+2", "1.0", "0x1f", "1:30", "2024-01-01", "yes", "null"]
+NASTY += ["~", " ", "a: b", "# no", "'", '"', "Ångström", "été au  lac", "a" * 200, "x y " * 60, "\u2028", "🐟"]
+
+
+def given(folder: Path, text: str, *overrides: str) -> Config:
+    file = folder / "mine.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_config(str(file), overrides)
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> str:
+    """The message, which names the file or the override it is about."""
+    with pytest.raises(UserError) as caught:
+        given(folder, text, *overrides)
+    message = str(caught.value)
+    assert all(line.startswith((str(folder / "mine.yaml"), "--set ", " ")) for line in message.splitlines()), message
+    return message.replace(str(folder / "mine.yaml"), "FILE")
+
+
+# --- what is read
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert given(tmp_path, "") == given(tmp_path, "# nothing\n") == Config()
+
+
+def test_an_empty_section_is_its_defaults(tmp_path: Path) -> None:
+    assert given(tmp_path, "rank:\nselect: {ipc: 3}\nmachine:\n").select.ipc == 3
+    assert given(tmp_path, "method: cda\nrecover:\n").recover.batching == "mixed"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E+2", 100.0), ("1.5e3", 1500.0), (".5e1", 5.0), ("2.e-1", 0.2), ("1.5e-3", 1.5e-3), ("2", 2.0)],
+)
+def test_numbers_are_read_as_yaml_1_2_does(text: str, value: float, tmp_path: Path) -> None:
+    assert given(tmp_path, f"recover: {{lr: {text}}}").recover.lr == value
+    assert given(tmp_path, "", f"recover.lr={text}").recover.lr == value
+
+
+def test_a_quoted_number_stays_a_text(tmp_path: Path) -> None:
+    assert given(tmp_path, 'data: {name: "1e3"}').data.name == "1e3"
+
+
+def test_a_merge_key_of_yaml_works(tmp_path: Path) -> None:
+    config = given(tmp_path, "squeeze: &base {lr: 0.3, momentum: 0.5}\nrecover: {<<: {lr: 0.4}, r_bn: 0.02}\n")
+    assert (config.squeeze.lr, config.recover.lr, config.recover.r_bn) == (0.3, 0.4, 0.02)
+
+
+def test_paths_are_paths(tmp_path: Path) -> None:
+    config = given(tmp_path, "data: {root: a b/c}\nteacher: {source: checkpoint, checkpoint: t.pt}", "rank.csv=r.csv")
+    assert (config.data.root, config.rank.csv) == (Path("a b/c"), Path("r.csv"))
+    assert config.teacher.checkpoint == Path("t.pt")
+
+
+# --- layers
+
+
+def test_layers_lie_one_over_the_other(tmp_path: Path) -> None:
+    """Defaults, then the method's preset, then the file, then --set; later ones of these win."""
+    assert given(tmp_path, "method: sre2l").recover.init == "noise"
+    text = "method: sre2l\nrecover: {init: selected}"
+    config = given(tmp_path, text)
+    assert (config.recover.init, config.recover.crop_schedule, config.recover.lr) == ("selected", "constant", 0.25)
+    config = given(tmp_path, text, "recover.init=noise", "recover.lr=0.1", "recover.lr=0.2")
+    assert (config.recover.init, config.recover.crop_schedule, config.recover.lr) == ("noise", "constant", 0.2)
+
+
+def test_a_method_of_an_override_lays_its_preset_over_the_file(tmp_path: Path) -> None:
+    text = "method: sre2l\nrecover: {round_iterations: 500, batching: by_class, lr: 0.1}"
+    recover = given(tmp_path, text, "method=cda").recover
+    assert (recover.batching, recover.rounds, recover.lr) == ("mixed", 1, 0.1)
+    assert recover.init == "selected", "nothing is left of the file's method"
+    assert given(tmp_path, text, "method=cda", "recover.batching=by_class").recover.batching == "by_class"
+    (tmp_path / "config.yaml").write_text(dump_config(load_config("digits")), encoding="utf-8")
+    assert load_config(str(tmp_path), ["method=cda"]).recover.batching == "mixed"
+
+
+def test_an_override_takes_whole_sections_and_lists(tmp_path: Path) -> None:
+    config = given(tmp_path, "recover: {lr: 0.1}", "recover={r_bn: 0.5}", "evaluate.seeds=[1, 2]", "data.size=null")
+    assert (config.recover.lr, config.recover.r_bn, config.evaluate.seeds) == (0.1, 0.5, [1, 2])
+
+
+def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    assert given(tmp_path, "", "data.train=a=b").data.train == "a=b"
+
+
+# --- round trip
+
+
+RECIPES = [(recipe.name, "delt") for recipe in recipes.names()]
+
+
+@pytest.mark.parametrize(("recipe", "method"), [*RECIPES, ("digits", "cda"), ("digits", "sre2l")])
+def test_what_is_written_is_read_back(recipe: str, method: str, tmp_path: Path) -> None:
+    config = load_config(recipe, [f"method={method}"])
+    (tmp_path / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert load_config(str(tmp_path)) == config == load_config(str(tmp_path / "config.yaml"))
+
+
+def test_nasty_texts_and_numbers_are_read_back(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {
+            "name": "1e3",
+            "seed": 2**63 - 1,
+            "data": {
+                "name": "0123",
+                "root": Path("a/ü b"),
+                "train": "1e5",
+                "val": ".5e3",
+                "classes": NASTY,
+                "mean": [0.1, 1e-7, 1 / 3],
+            },
+            "teacher": {"source": "checkpoint", "checkpoint": Path("1e3")},
+            "rank": {"csv": Path("#r: ~.csv")},
+            "recover": {"lr": 1e-05, "r_bn": 1e22, "round_iterations": None},
+        }
+    )
+    assert given(tmp_path, dump_config(config)) == config
+
+
+# --- refusals: keys
+
+
+def test_an_unknown_key_of_a_section(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "recover: {iteration: 5}")
+    assert message.startswith("FILE: recover.iteration: unknown key; did you mean `iterations`? allowed here: engine, ")
+
+
+def test_an_unknown_section(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "recovery: {lr: 5}")
+    assert message.startswith("FILE: recovery: unknown key; did you mean `recover`? allowed here: name, method, seed, ")
+
+
+def test_a_key_like_no_other_gets_the_list_alone(tmp_path: Path) -> None:
+    assert (
+        refusal(tmp_path, "rank: {zzz: 1}") == "FILE: rank.zzz: unknown key; allowed here: batch_size, precision, csv"
+    )
+
+
+def test_a_key_that_is_no_text(tmp_path: Path) -> None:
+    assert "FILE: recover: 5: keys should be strings" in refusal(tmp_path, "recover: {5: 1}")
+
+
+# --- refusals: types and values
+
+WRONG = [
+    ("seed: '10'", "seed: '10': should be a valid integer"),
+    ("seed: 1.5", "seed: 1.5: should be a valid integer"),
+    ("seed: true", "seed: True: should be a valid integer"),
+    ("seed: null", "seed: None: should be a valid integer"),
+    ("seed: -1", "seed: -1: should be greater than or equal to 0"),
+    ("seed: 9223372036854775808", "seed: 9223372036854775808: should be less than 9223372036854775808"),
+    ("name: 10", "name: 10: should be a text, in quotes where it looks like a number"),
+    ("name: ../x", "name: '../x': expected letters, digits"),
+    ("name: ''", "name: '': expected letters, digits"),
+    ("recover: {lr: '0.1'}", "recover.lr: '0.1': should be a valid number"),
+    ("recover: {lr: .nan}", "recover.lr: nan: should be a finite number"),
+    ("recover: {lr: .inf}", "recover.lr: inf: should be a finite number"),
+    ("recover: {lr: 0}", "recover.lr: 0: should be greater than 0"),
+    ("recover: {lr: }", "recover.lr: None: should be a valid number"),
+    ("recover: {betas: 0.5}", "recover.betas: 0.5: should be a valid list"),
+    ("recover: {betas: [0.5]}", "recover.betas: [0.5]: list should have at least 2 items"),
+    ("recover: {betas: [0.5, 1.0]}", "recover.betas: 1.0: should be less than 1"),
+    ("recover: {round_iterations: 0}", "recover.round_iterations: 0: should be greater than or equal to 1"),
+    ("recover: {init: zeros}", "recover.init: 'zeros': should be 'selected' or 'noise'"),
+    ("recover: {image_format: PNG}", "recover.image_format: 'PNG': should be 'jpeg', 'png' or 'jpeg75'"),
+    ("method: edc", "method: 'edc': should be 'delt', 'cda' or 'sre2l'"),
+    ("method: [delt]", "method: ['delt']: should be 'delt', 'cda' or 'sre2l'"),
+    ("evaluate: {students: convnet3}", "evaluate.students: 'convnet3': should be a valid list"),
+    ("evaluate: {students: []}", "evaluate.students: []: list should have at least 1 item"),
+    ("evaluate: {seeds: [a]}", "evaluate.seeds: 'a': should be a valid integer"),
+    ("evaluate: {arms: [soft]}", "evaluate.arms: 'soft': should be 'distilled-soft', 'distilled-hard', "),
+    ("evaluate: {randaugment: 1}", "evaluate.randaugment: 1: should be a valid boolean"),
+    ("data: {classes: [00010]}", "data.classes: 8: should be a text, in quotes where it looks like a number"),
+    ("data: {classes: []}", "data.classes: []: list should have at least 1 item"),
+    ("data: {mean: blue}", "data.mean: 'blue': should be 'measure'"),
+    ("data: {root: 5}", "data.root: 5: should be a path"),
+    ("rank: fast", "rank: 'fast': should be a section of keys and values"),
+    ("rank: [1]", "rank: [1]: should be a section of keys and values"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), WRONG, ids=[text for text, _ in WRONG])
+def test_a_wrong_value_is_named_with_what_is_allowed(text: str, expected: str, tmp_path: Path) -> None:
+    assert f"FILE: {expected}" in refusal(tmp_path, text)
+
+
+# --- refusals: combinations
+
+TOGETHER = [
+    (
+        "recover: {iterations: 4000, round_iterations: 600}",
+        "recover.round_iterations: 600 does not divide recover.iterations = 4000; divisors nearby: 250, 400, 500, 800",
+    ),
+    (
+        "recover: {iterations: 7, round_iterations: 8}",
+        "recover.round_iterations: 8 does not divide recover.iterations = 7; divisors nearby: 1, 7",
+    ),
+    ("recover: {batching: mixed}", "recover.batching: `mixed` batches know no rounds; set recover.round_iterations"),
+    (
+        "recover: {engine: reference, deterministic: true}",
+        "recover.deterministic: is a promise of recover.engine: packed",
+    ),
+    ("recover: {engine: reference, precision: tf32}", "recover.precision: the reference engine computes in float32"),
+    ("teacher: {weights: V1}", "teacher.weights: goes with teacher.source: torchvision, not train"),
+    (
+        "teacher: {source: checkpoint, checkpoint: a, weights: V1}",
+        "teacher.weights: goes with teacher.source: torchvision, not checkpoint",
+    ),
+    ("teacher: {checkpoint: a.pt}", "teacher.checkpoint: goes with teacher.source: checkpoint, not train"),
+    ("teacher: {source: torchvision}", "teacher.weights: is missing; teacher.source: torchvision wants a name such as"),
+    ("teacher: {source: checkpoint}", "teacher.checkpoint: is missing; teacher.source: checkpoint wants a file of"),
+    ("squeeze: {epochs: 5, warmup_epochs: 5}", "squeeze.warmup_epochs: 5 must be less than squeeze.epochs = 5"),
+    ("squeeze: {crop_scale: [1.0, 0.5]}", "squeeze.crop_scale: [1.0, 0.5]: the first value is the least area"),
+    ("evaluate: {crop_scale: [0.6, 0.5]}", "evaluate.crop_scale: [0.6, 0.5]: the first value is the least area"),
+    ("evaluate: {seeds: [1, 2, 1]}", "evaluate.seeds: 1 stands there twice"),
+    ("evaluate: {students: [a, b, b, a]}", "evaluate.students: a, b stands there twice"),
+    ("evaluate: {arms: [random-soft, random-soft]}", "evaluate.arms: random-soft stands there twice"),
+    ("data: {classes: [cat, dog, cat]}", "data.classes: cat stands there twice"),
+    ("data: {classes: [cat, ../dog, '..', '']}", "data.classes: '../dog', '..', '': expected names of folders"),
+    ("data: {mean: [0.5], std: [0.5, 0.5, 0.5]}", "data.mean: [0.5]: expected three numbers in 0..1"),
+    ("data: {std: [0.2, 0.2, 51]}", "data.std: [0.2, 0.2, 51.0]: expected three numbers in 0..1"),
+    ("data: {std: [0.2, 0, 0.2]}", "data.std: [0.2, 0.0, 0.2]: a standard deviation must be above 0"),
+    ("data: {mean: measure}", "data.mean: `measure` goes for data.mean and data.std together"),
+    ("data: {std: measure}", "data.mean: `measure` goes for data.mean and data.std together"),
+    ("data: {size: 64, resize: 63}", "data.resize: 63 is below data.size = 64"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), TOGETHER, ids=[text for text, _ in TOGETHER])
+def test_values_that_do_not_go_together(text: str, expected: str, tmp_path: Path) -> None:
+    message = refusal(tmp_path, text)
+    assert message.startswith(f"FILE: {expected}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "recover: {iterations: 7, round_iterations: 1}",
+        "recover: {iterations: 7, round_iterations: 7}",
+        "recover: {batching: mixed, iterations: 5, round_iterations: 5}",
+        "squeeze: {crop_scale: [0.5, 0.5]}",
+        "teacher: {source: torchvision, weights: V1}\nsqueeze: {epochs: 5, warmup_epochs: 5}",
+        "data: {mean: measure, std: measure, size: 64, resize: 64}",
+    ],
+)
+def test_what_just_goes_together_is_taken(text: str, tmp_path: Path) -> None:
+    given(tmp_path, text)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "sed: 1\nseed: x\nrecover: {lr: -1, engine: fast}", "evaluate.epochs=0")
+    assert [line.split(": ")[1] for line in message.splitlines()] == [
+        "seed", "recover.engine", "recover.lr", "evaluate.epochs", "sed",
+    ]  # fmt: skip
+    message = refusal(tmp_path, "recover: {round_iterations: 3}\ndata: {size: 9, resize: 8}\nevaluate: {seeds: [1, 1]}")
+    assert [line.split(": ")[1] for line in message.splitlines()] == [
+        "recover.round_iterations", "data.resize", "evaluate.seeds",
+    ]  # fmt: skip
+
+
+# --- refusals: files
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: b: c", "mapping values are not allowed"),
+        ("seed: [1", "expected ',' or ']'"),
+        ("seed: 1\nseed: 1", "key `seed` stands twice"),
+        ("recover:\n  lr: 1\n  'lr': 2", "key `lr` stands twice"),
+        ("? [a, b]\n: 1", "found unhashable key"),
+        ("seed: *a", "undefined alias"),
+        ("name: 2024-13-45", "month must be in 1..12"),
+        ("name: !!python/name:os.system", "could not determine a constructor"),
+    ],
+)
+def test_unreadable_yaml(text: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        given(tmp_path, text)
+    assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: is no readable YAML: ")
+    assert expected in str(caught.value)
+
+
+def test_the_line_of_a_yaml_error_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="line 3, column 1"):
+        given(tmp_path, "seed: 1\nname: x\nseed: 2\n")
+
+
+def test_a_list_is_no_configuration(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "- seed: 1")
+    assert message == "FILE: holds a list\n  expected: a mapping of sections"
+    assert "holds a int" in refusal(tmp_path, "5")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"name: \xff\n")
+    with pytest.raises(UserError, match="is no readable YAML"):
+        load_config(str(tmp_path / "mine.yaml"))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such file") as caught:
+        load_config(str(tmp_path / "none.yaml"))
+    assert "delt-hpc recipes" in caught.value.remedy
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no config\.yaml, so it is no run folder"):
+        load_config(str(tmp_path))
+
+
+def test_an_unknown_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no recipe `digit`") as caught:
+        load_config("digit")
+    assert caught.value.expected == "digits"
+
+
+# --- refusals: overrides
+
+
+@pytest.mark.parametrize("text", ["recover.lr", "=1", "", " =1"])
+def test_what_is_no_override(text: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, "", text) == f"--set {text}: is no override\n  expected: section.key=value"
+
+
+def test_an_override_that_is_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--set recover.lr=\[1: the value is no readable YAML"):
+        given(tmp_path, "", "recover.lr=[1")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("recover.lrr=1", "recover.lrr: unknown key; did you mean `lr`?"),
+        ("recovery.lr=1", "recovery: unknown key; did you mean `recover`?"),
+        ("sed=1", "sed: unknown key; did you mean `seed`?"),
+        ("seed.x=1", "seed: {'x': 1}: should be a valid integer"),
+        ("recover={lr: 1, init: x}", "recover.init: 'x': should be 'selected' or 'noise'"),
+        ("recover.lr=high", "recover.lr: 'high': should be a valid number"),
+        ("recover.lr=", "recover.lr: None: should be a valid number"),
+        ("recover.round_iterations=600", "recover.round_iterations: 600 does not divide"),
+    ],
+)
+def test_a_wrong_override_is_named_as_such(override: str, key: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, "recover: {r_bn: 0.1}", override).startswith(f"--set {override}: {key}")
+
+
+def test_the_last_override_of_a_key_is_named(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "seed: 1", "select.ipc=0", "seed=a", "seed=b", "recover.lr=1")
+    assert message.splitlines()[0].startswith("--set seed=b: seed: 'b'")
+    assert message.splitlines()[1].startswith("--set select.ipc=0: select.ipc: 0")
+    message = refusal(tmp_path, "", "recover={r_bn: 1}", "recover.lr=x", "recover.init=noise")
+    assert message.startswith("--set recover.lr=x: recover.lr: 'x'")
+
+
+def test_a_wrong_recipe_value_names_the_recipe() -> None:
+    with pytest.raises(UserError, match=r"^recipe digits: recover.round_iterations: \d+ does not divide"):
+        load_config("digits", ["recover.iterations=7"])
+
+
+def test_home_folders_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert given(tmp_path, "data: {root: ~/images}").data.root == Path("/home/somebody/images")

@@ -1,0 +1,30 @@
+"""Which form is taken."""
+
+import pytest
+import torch
+
+from delt_kernels.dispatch import fuses, in_interpreter, runs_kernels, statistics_dtype
+
+
+def test_auto_is_fused_on_cuda_alone(device: torch.device) -> None:
+    tensor = torch.zeros(1, device=device)
+    assert fuses("auto", tensor) == (device.type == "cuda")
+    assert fuses("fused", tensor)
+    assert not fuses("plain", tensor)
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'fast'.*auto, plain, fused"):
+        fuses("fast", torch.zeros(1))  # type: ignore[arg-type]
+
+
+def test_kernels_run_where_triton_can(device: torch.device) -> None:
+    tensor = torch.zeros(1, device=device)
+    assert runs_kernels(tensor) == (device.type == "cuda" or in_interpreter())
+    assert runs_kernels(tensor.half()) == runs_kernels(tensor.bfloat16()) == runs_kernels(tensor)
+    assert not runs_kernels(tensor.double())
+
+
+def test_statistics_are_float32_or_better() -> None:
+    assert {statistics_dtype(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)} == {torch.float32}
+    assert statistics_dtype(torch.float64) == torch.float64
