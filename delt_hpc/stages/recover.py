@@ -11,15 +11,15 @@ from torch import nn
 from delt_hpc.context import Context
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
-from delt_hpc.recovery import compile_cache, device_tables, memory, reference
+from delt_hpc.recovery import compile_cache, device_tables, reference
 from delt_hpc.recovery.async_files import Background
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import Batch, of_classes, plan
 from delt_hpc.recovery.drive import run_batches
-from delt_hpc.recovery.engine import Engine, fuse
-from delt_hpc.recovery.precision import Precision, check
+from delt_hpc.recovery.engine_setup import build_engine
+from delt_hpc.recovery.precision import check
 from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
+from delt_hpc.recovery.scheduler import ScheduledBatch
 from delt_hpc.recovery.state import State
 from delt_hpc.run import stop
 from delt_hpc.run.folder import is_done, stage_identity, stamp
@@ -103,24 +103,11 @@ def _packed(work: "_Work", network: nn.Module, every: Sequence[Batch], asked: in
     context, config, spec = work.context, work.context.config.recover, work.context.dataset.spec
     if config.compiles_on(context.device.type) or context.device.type == "cuda":
         compile_cache.unpack(compile_cache.folder(context.run.root, context.device))
-    precision = Precision.of(config, context.device)
-    fused = fuse(network, config, precision)
+    setup = build_engine(network, config, spec, context.config.seed, every, device=context.device, batch_count=asked)
+    engine, packing = setup.engine, setup.packing
     batches = [folder.batch for folder in work.folders.values()]
-    segments = memory.segments(config, fused, precision, spec, every, asked, context.device)
-    packing = PackingPlan.of(asked, config.rounds, segments, config.deterministic)
-    capacity = Capacity.of(every, packing)
-    engine = Engine(fused, config, spec, context.config.seed, packing, capacity, precision, device=context.device)
-    # Under `deterministic` a batch's lane must not depend on which others are still to do.
-    lanes = {batch.id: i % packing.width for i, batch in enumerate(every if config.deterministic else batches)}
-    waiting = [
-        ScheduledBatch(batch, lanes[batch.id], work.states[batch.id].t if batch.id in work.states else 0)
-        for batch in batches
-    ]
-    scheduler, clock, note = (
-        BatchScheduler(waiting, packing, Schedule.of(config)),
-        _Clock(config.checkpoint_seconds),
-        "",
-    )
+    scheduler = setup.scheduler(batches, {id_: state.t for id_, state in work.states.items()})
+    clock, note = _Clock(config.checkpoint_seconds), ""
 
     def load(scheduled: ScheduledBatch) -> State:
         state = work.load(scheduled.batch)
