@@ -114,7 +114,9 @@ class Recover(Section):
     loss_scale: Rate = free(1024.0, "factor of the loss under float16, so that small gradients are not lost")
     deterministic: bool = value(False, "the same bytes for any number of tasks and restarts on a GPU too (slower)")
     segments: Positive | Literal["auto"] = free("auto", "batches in a pass; auto: what fits in a GPU, one on a CPU")
-    kernels: Literal["auto", "fused", "plain"] = free("auto", "Triton kernels, or plain PyTorch; auto: Triton on a GPU")
+    kernels: Literal["auto", "triton", "torch"] = free(
+        "auto", "Triton kernels, or plain PyTorch; auto: Triton on a GPU"
+    )
     compile: bool | Literal["auto"] = free("auto", "torch.compile of the network; auto: on a GPU")
     init: Literal["selected", "noise"] = value("selected", "start from the selected images or from Gaussian noise")
     batching: Literal["by_class", "mixed"] = value("by_class", "whole classes a batch, or one image of each class")
