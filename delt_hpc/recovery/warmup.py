@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Recover
 from delt_hpc.context import choose_device
 from delt_hpc.data.catalog.specs import SPECS, DatasetSpec, resolve
@@ -37,13 +38,13 @@ class Warmed:
     seconds: float
 
 
-def warmup(config: Config, run: RunFolder, classes: tuple[int, int] | None = None) -> Warmed:
+def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) -> Warmed:
     """Go through every shape of the run's recovery once, on random images and weights, and pack what was compiled.
 
     What is compiled depends on the teacher's architecture, not on its weights: no stage need have run.
 
     Args:
-        classes: first and last class of a task; the batches of a pass depend on how many a task has. All by default.
+        classes: the range of a task; the batches of a pass depend on how many a task has. All by default.
 
     Raises:
         UserError: the image size and the class count are not known yet, or the network does not go with them.
@@ -59,7 +60,7 @@ def warmup(config: Config, run: RunFolder, classes: tuple[int, int] | None = Non
         teacher = registry.build(config.teacher.model, spec.classes, spec.size)
     teacher = teacher.to(device).eval().requires_grad_(False)
     every = plan(spec.classes, config.select.ipc, recover)
-    mine = every if classes is None else of_classes(every, *classes)
+    mine = every if classes is None else of_classes(every, classes)
     setup = build_engine(teacher, recover, spec, 0, every, device=device, batch_count=len(mine))
     # As many as it takes for every place to be filled and emptied.
     scheduler = setup.scheduler(mine[: 2 * setup.packing.segments])

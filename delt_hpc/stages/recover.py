@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from torch import nn
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
@@ -28,13 +29,13 @@ from delt_hpc.run.progress import Bar
 AHEAD = 2  # batches read ahead of a lane
 
 
-def recover(context: Context, classes: tuple[int, int] | None = None) -> None:
+def recover(context: Context, classes: ClassRange | None = None) -> None:
     """Recover every batch of the range that is not finished yet."""
     run, config = context.run, context.config
     check(config.recover, context.device)  # here, for other stages of a GPU's run may well run without one
-    first, last = context.class_range(classes)
+    classes = context.class_range(classes)
     every = plan(len(context.dataset.classes), config.select.ipc, config.recover)
-    batches = of_classes(every, first, last)
+    batches = of_classes(every, classes)
     stamp(run.recover, stage_identity(config, "recover", run))
     folders = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done]
     if not folders:
@@ -51,7 +52,7 @@ def recover(context: Context, classes: tuple[int, int] | None = None) -> None:
             _one_by_one(work, network)
         else:
             _packed(work, network, every, len(batches))
-    context.reporter.say(f"recover: {len(folders)} batch(es) of classes {first}-{last} finished")
+    context.reporter.say(f"recover: {len(folders)} batch(es) of classes {classes} finished")
 
 
 def _image_iterations(batch: Batch, schedule: Schedule, iterations: int) -> int:
