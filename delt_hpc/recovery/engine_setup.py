@@ -38,7 +38,7 @@ class EngineSetup:
         done = iterations_done or {}
         # With `deterministic`, a batch's lane must not depend on which other batches are still to do.
         numbered = self.all_batches if self.recover.deterministic else batches
-        lanes = {batch.id: i % self.packing.width for i, batch in enumerate(numbered)}
+        lanes = {batch.id: i % self.packing.lanes for i, batch in enumerate(numbered)}
         waiting = [ScheduledBatch(batch, lanes[batch.id], done.get(batch.id, 0)) for batch in batches]
         return BatchScheduler(waiting, self.packing, Schedule.of(self.recover))
 

@@ -14,10 +14,9 @@ from delt_hpc.models import registry
 from delt_hpc.recovery import compile_cache, images
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.cuda_graph import WARM_UP
-from delt_hpc.recovery.drive import run_batches
 from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.precision import check
-from delt_hpc.recovery.scheduler import ScheduledBatch
+from delt_hpc.recovery.scheduler import ScheduledBatch, run_batches
 from delt_hpc.recovery.state import State
 from delt_hpc.run.folder import RunFolder, read_json
 

@@ -88,12 +88,14 @@ def by_packed(
         for scheduled in scheduler.enter():
             engine.enter(scheduled, states.setdefault(scheduled.batch.id, first(scheduled.batch, dtype)))
         running = scheduler.running()
-        iterations = scheduler.stretch() if left is None else min(left, scheduler.stretch())
+        iterations = (
+            scheduler.iterations_to_round_end() if left is None else min(left, scheduler.iterations_to_round_end())
+        )
         done = engine.run(running, [states[p.batch.id] for p in running], iterations, lambda images: False)
         for scheduled in scheduler.advance(done):
             finished[scheduled.batch.id] = engine.snapshot(scheduled, states[scheduled.batch.id])
         if left is not None and (left := left - done) == 0:
-            return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.travelling}
+            return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.in_flight}
     return finished
 
 
