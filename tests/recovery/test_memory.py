@@ -7,8 +7,8 @@ from torch import nn
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery.batches import plan
-from delt_hpc.recovery.memory import most, segments
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.memory import choose_segments, largest_that_fits
+from delt_hpc.recovery.precision import NumericFormat
 from delt_kernels.teacher.fused import FusedTeacher
 
 SPEC = DatasetSpec("toy", 4, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "convnet3")
@@ -19,15 +19,15 @@ def chosen(recover: Recover, device: str) -> int:
     teacher = network.to(device).eval().requires_grad_(False)
     every = plan(40, 5, recover)
     on = torch.device(device)
-    return segments(recover, FusedTeacher(teacher), Precision.of(recover, on), SPEC, every, len(every), on)
+    return choose_segments(recover, FusedTeacher(teacher), NumericFormat.of(recover, on), SPEC, every, len(every), on)
 
 
 def test_the_most_that_is_there_is_taken() -> None:
-    assert most(lambda count: 10 * count, 45, 8) == 4
-    assert most(lambda count: 10 * count, 1000, 8) == 8
-    assert most(lambda count: 10 * count, 5, 8) == 1
+    assert largest_that_fits(lambda count: 10 * count, 45, 8) == 4
+    assert largest_that_fits(lambda count: 10 * count, 1000, 8) == 8
+    assert largest_that_fits(lambda count: 10 * count, 5, 8) == 1
     # Packings of more batches may need less: the largest that fits counts.
-    assert most({8: 50, 7: 90, 6: 90, 5: 90, 4: 40, 3: 20, 2: 10}.__getitem__, 60, 8) == 8
+    assert largest_that_fits({8: 50, 7: 90, 6: 90, 5: 90, 4: 40, 3: 20, 2: 10}.__getitem__, 60, 8) == 8
 
 
 def test_what_is_given_is_taken_and_a_cpu_packs_nothing() -> None:

@@ -12,7 +12,7 @@ from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.random_crop import Window
 from delt_hpc.models.convnet import ConvNet
-from delt_hpc.recovery.augmentation import View, draw_view, look
+from delt_hpc.recovery.augmentation import View, augment, draw_view
 from delt_hpc.recovery.batches import Batch, plan
 from delt_hpc.recovery.reference import State, pixel_box, recover
 
@@ -78,7 +78,7 @@ def test_adam_is_torch_s(teacher: nn.Module, adam_steps: str) -> None:
                 images[mask] = parts[r]
             active = batch.active(schedule.round(t))
             view = draw_view(8, schedule.smallest_crop(t), True, 0, 0, "recover", batch.id, t)
-            loss = objective(look(images[:active], view), labels[:active]).total
+            loss = objective(augment(images[:active], view), labels[:active]).total
             for r, optimizer in optimizers.items():
                 if r is None or r <= schedule.round(t):
                     optimizer.zero_grad()
@@ -196,13 +196,13 @@ def test_rolls_reach_the_jitter_and_no_further() -> None:
 def test_look_crops_mirrors_and_rolls_in_this_order() -> None:
     images = torch.arange(2 * 3 * 8 * 8, dtype=torch.float64).view(2, 3, 8, 8)
     whole = Window(0, 0, 8, 8)
-    assert torch.equal(look(images, View(whole, False, (0, 0))), images)
-    assert torch.equal(look(images, View(whole, True, (2, 1))), images.flip(-1).roll((2, 1), (-2, -1)))
-    corner = look(images, View(Window(4, 2, 1, 1), False, (0, 0)))
+    assert torch.equal(augment(images, View(whole, False, (0, 0))), images)
+    assert torch.equal(augment(images, View(whole, True, (2, 1))), images.flip(-1).roll((2, 1), (-2, -1)))
+    corner = augment(images, View(Window(4, 2, 1, 1), False, (0, 0)))
     assert torch.equal(corner, images[:, :, 4:5, 2:3].expand(2, 3, 8, 8))
 
 
 def test_look_keeps_gradients() -> None:
     images = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     view = View(Window(1, 2, 4, 3), True, (1, 2))
-    assert torch.autograd.gradcheck(lambda x: look(x, view), (images,))
+    assert torch.autograd.gradcheck(lambda x: augment(x, view), (images,))

@@ -6,7 +6,7 @@ import pytest
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.recovery.batches import plan
-from delt_hpc.recovery.device_tables import Layout, layout
+from delt_hpc.recovery.device_tables import Layout, make_layout
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
 
@@ -26,7 +26,7 @@ def travel(waiting: list[ScheduledBatch], packing: PackingPlan) -> list[tuple[in
     while scheduler:
         scheduler.enter()
         running, iterations = scheduler.running(), scheduler.iterations_to_round_end()
-        placed = layout(running, packing, capacity, SCHEDULE)
+        placed = make_layout(running, packing, capacity, SCHEDULE)
         stretches.append((iterations, [(p.batch.id, p.t) for p in running], placed))
         scheduler.advance(iterations)
     return stretches
@@ -45,7 +45,7 @@ def test_the_published_case_has_one_constant_shape() -> None:
     sizes = []
     while scheduler:
         scheduler.enter()
-        sizes.append(layout(scheduler.running(), packing, capacity, schedule).images)
+        sizes.append(make_layout(scheduler.running(), packing, capacity, schedule).images)
         assert scheduler.iterations_to_round_end() == 500
         scheduler.advance(500)
     assert len(sizes) == 20 + 7
@@ -93,7 +93,7 @@ def test_padded_places_depend_on_round_and_lane_alone(segments: int) -> None:
         lanes = {scheduled.batch.id: scheduled.lane for scheduled in waiting}
         for _, running, placed in travel(waiting, packing):
             sizes.add((placed.images, len(placed.offsets)))
-            at = {run.scheduled.batch.id: i for i, run in enumerate(placed.runs) if run.scheduled}
+            at = {run.scheduled.batch.id: i for i, run in enumerate(placed.segments) if run.scheduled}
             for batch, t in running:
                 key = (lanes[batch], t // 10)
                 place = (int(placed.offsets[at[batch]]), at[batch])

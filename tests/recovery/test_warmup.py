@@ -14,7 +14,7 @@ from helpers.toy import Start
 from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import Config, Recover
 from delt_hpc.recovery import compile_cache
-from delt_hpc.recovery.warmup import short
+from delt_hpc.recovery.warmup import shortened
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,9 @@ def test_files_of_both_caches_travel_in_the_pack(tmp_path: Path, monkeypatch: py
 
 def test_a_short_run_has_the_same_rounds() -> None:
     recover = Recover(iterations=4000, round_iterations=500)
-    assert (short(recover).rounds, short(recover).iterations) == (recover.rounds, 8 * 5)
-    assert short(Recover(iterations=3, round_iterations=1)).iterations == 3
-    assert short(Recover(iterations=300, round_iterations=None)).rounds == 1
+    assert (shortened(recover).rounds, shortened(recover).iterations) == (recover.rounds, 8 * 5)
+    assert shortened(Recover(iterations=3, round_iterations=1)).iterations == 3
+    assert shortened(Recover(iterations=300, round_iterations=None)).rounds == 1
 
 
 @pytest.mark.slow
