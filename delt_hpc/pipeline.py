@@ -75,4 +75,4 @@ def run_stages(context: Context, stages: Sequence[Stage], classes: Classes = Non
         elif stage == "evaluate":
             evaluate(context, trial)
         else:
-            report(context.config, context.run, context.dataset, context.device)
+            report(context)
