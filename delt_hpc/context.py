@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Machine, Stage
 from delt_hpc.data import bad_files
 from delt_hpc.data.bad_files import BadFile
@@ -51,19 +52,14 @@ class Context:
         """The real validation images, on which teacher and students are measured."""
         return ValidationSet(self.dataset.val, self.dataset.spec, 256, self.loader_config)
 
-    def class_range(self, classes: tuple[int, int] | None) -> tuple[int, int]:
-        """First and last class to work on; all classes unless a range is given.
+    def class_range(self, classes: ClassRange | None) -> ClassRange:
+        """The classes to work on; all classes unless a range is given.
 
         Raises:
             UserError: the range ends beyond the last class.
         """
         count = len(self.dataset.classes)
-        first, last = classes or (0, count - 1)
-        if last >= count:
-            raise UserError(
-                f"class {last} is beyond the last one", where=f"--classes {first}-{last}", expected=f"0 to {count - 1}"
-            )
-        return first, last
+        return (classes or ClassRange(0, count - 1)).within(count)
 
 
 class StageFolder:

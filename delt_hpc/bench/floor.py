@@ -86,7 +86,7 @@ def work(network: nn.Module, size: int) -> Work:
         if isinstance(call.module, nn.Conv2d | nn.Linear):
             weight = call.module.weight
             products.append(Product(2 * call.written * weight[0].numel(), call.read + call.written, weight.numel()))
-    return Work(tuple(products), _between(calls, FusedTeacher(network, form="plain").sites))
+    return Work(tuple(products), _between(calls, FusedTeacher(network, backend="torch").sites))
 
 
 def _calls(network: nn.Module, size: int) -> list[_Call]:

@@ -50,5 +50,5 @@ def layers_of(network: str, size: int) -> Counter[Layer]:
     for hook in hooks:
         hook.remove()
     return Counter(
-        Layer(site.operators, site.forked, *shapes[site.name]) for site in FusedTeacher(model, form="plain").sites
+        Layer(site.operators, site.forked, *shapes[site.name]) for site in FusedTeacher(model, backend="torch").sites
     )

@@ -132,7 +132,9 @@ class Recover(Section):
     segments: Positive | Literal["auto"] = free(
         "auto", "batches per pass; auto: as many as fit in the GPU's memory, one on a CPU"
     )
-    kernels: Literal["auto", "fused", "plain"] = free("auto", "Triton kernels, or plain PyTorch; auto: Triton on a GPU")
+    kernels: Literal["auto", "triton", "torch"] = free(
+        "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"
+    )
     compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU only")
     init: Literal["selected", "noise"] = value("selected", "start from the selected images or from Gaussian noise")
     batching: Literal["by_class", "mixed"] = value(

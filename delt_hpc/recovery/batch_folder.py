@@ -3,16 +3,15 @@
 import pandas as pd
 import torch
 
-from delt_hpc.context import Context
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.ranking import selection
 from delt_hpc.recovery import images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
-from delt_hpc.run.folder import is_done, mark_done, write_csv
-from delt_hpc.run.timing import Record, record
+from delt_hpc.run.folder import write_csv
 
-CHECKPOINT, IMAGES, CURVE = "checkpoint.pt", "images.csv", "curve.csv"
+IMAGES, CURVE = "images.csv", "curve.csv"
 CURVE_COLUMNS = ("iteration", "round", "active", "lr", "min_crop", "loss", "cross_entropy", "bn_loss")
 CURVE_POINTS = 200  # kept of a batch's iterations
 _CPU = torch.device("cpu")
@@ -24,25 +23,26 @@ class BatchFolder:
     def __init__(self, context: Context, batch: Batch) -> None:
         self.batch, self._context = batch, context
         self.path = context.run.recover / batch.id
-        self._checkpoint = self.path / CHECKPOINT
+        # The stamp is that of recover/, which holds all batches.
+        self._stage = StageFolder(context, "recover", self.path, stamped=False)
 
     @property
     def done(self) -> bool:
-        return is_done(self.path)
+        return self._stage.done
 
     @property
     def started(self) -> bool:
         """Is there a checkpoint to go on from?"""
-        return self._checkpoint.exists()
+        return self._stage.checkpoint.exists()
 
     def load(self) -> State:
         """Where the batch is, on the CPU: its checkpoint, or its first images."""
         if self.started:
-            return State.load(self._checkpoint, _CPU)
+            return State.load(self._stage.checkpoint, _CPU)
         return State.start(self._initial())
 
     def save(self, state: State) -> None:
-        state.save(self._checkpoint)
+        state.save(self._stage.checkpoint)
 
     def finish(self, state: State, waited: float, compiled: float = 0.0) -> None:
         """Write images, tables and times; then the batch is done.
@@ -57,13 +57,11 @@ class BatchFolder:
         schedule = Schedule.of(config.recover)
         for now, seconds in enumerate(state.round_seconds):
             active = self.batch.active(now)
-            row = Record(
-                "recover", self.batch.id, seconds, active, active * schedule.round_length, now,
+            self._stage.record(
+                self.batch.id, active, active * schedule.round_length, seconds=seconds, round=now,
                 data_wait_s=waited if now == 0 else 0.0, compile_s=compiled if now == 0 else 0.0,
             )  # fmt: skip
-            record(self._context.run, row, self._context.device)
-        mark_done(self.path, {"seconds": sum(state.round_seconds), "data_wait_s": waited})
-        self._checkpoint.unlink(missing_ok=True)
+        self._stage.finish({"seconds": sum(state.round_seconds), "data_wait_s": waited})
 
     def _initial(self) -> torch.Tensor:
         config, spec = self._context.config, self._context.dataset.spec

@@ -69,7 +69,7 @@ class Engine:
             dynamic = False if recover.deterministic else None
             self._losses = torch.compile(self._plain_losses, fullgraph=True, dynamic=dynamic)
 
-        size, most = spec.size, capacity.most
+        size, most = spec.size, capacity.images
         rows = packing.segments * capacity.slot + (most if packing.padded else 0)
         segments = packing.segments * (2 if packing.padded else 1)
         longest = min(LONGEST, self._schedule.round_length)
@@ -163,7 +163,7 @@ class Engine:
             raise UserError(
                 str(error).splitlines()[0],
                 where="recover.deterministic: true",
-                remedy="false, recover.kernels: fused, or another teacher.model",
+                remedy="false, recover.kernels: triton, or another teacher.model",
             ) from error
 
     def _note_first(self, began: float) -> None:
@@ -204,18 +204,18 @@ class Engine:
         views = self._views.index_select(0, self._i)[0]
         steps = self._step_table(images).index_select(0, self._i)[0]
         seen = crop_resize(
-            self._images, views, rows, offsets, dtype=self._precision.network, form=self._recover.kernels
+            self._images, views, rows, offsets, dtype=self._precision.network, backend=self._recover.kernels
         )
         seen.requires_grad_()
         cross_entropy, distance, each = self._losses(seen, offsets, self._labels[:images], self._shares[:images])
         total = cross_entropy + self._recover.r_bn * distance
         (slope,) = torch.autograd.grad((total * self._live).sum() * self._precision.loss_scale, seen)
-        gradient = crop_resize_backward(slope, views, offsets, form=self._recover.kernels)
+        gradient = crop_resize_backward(slope, views, offsets, backend=self._recover.kernels)
         if self._precision.loss_scale != 1:
             gradient = gradient / self._precision.loss_scale
         adam_(
             self._images, self._first, self._second, gradient, rows, steps, self._low, self._high,
-            self._recover.betas, EPSILON, form=self._recover.kernels,
+            self._recover.betas, EPSILON, backend=self._recover.kernels,
         )  # fmt: skip
         self._log.index_copy_(0, self._i, torch.stack([total, cross_entropy, distance]).detach()[None])
         self._each[:images].copy_(each.detach())

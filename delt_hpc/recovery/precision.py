@@ -48,8 +48,8 @@ def check(recover: Recover, device: torch.device) -> None:
             where=f"recover.precision: {recover.precision}",
             expected="auto, float32 or bfloat16",
         )
-    if device.type == "cpu" and recover.kernels == "fused":
-        raise UserError("Triton kernels run on GPUs, and the device is a CPU", where="recover.kernels: fused")
+    if device.type == "cpu" and recover.kernels == "triton":
+        raise UserError("Triton kernels run on GPUs, and the device is a CPU", where="recover.kernels: triton")
 
 
 @contextmanager

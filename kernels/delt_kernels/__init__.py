@@ -1,4 +1,5 @@
-"""Fused operators of a recovery iteration, with plain PyTorch forms: docs/kernels.md.
+"""Fused operators of a recovery iteration, each in PyTorch and in Triton: docs/kernels.md.
 
-One operator each: bn_stats, stem, head, crop_resize, adam. Over a network: teacher. Shared: segments, forms.
+One file for each operator: bn_stats, bn_relu_maxpool, bn_distance, crop_resize, adam. The teacher rewritten to them:
+teacher. Shared by them: dispatch, layout, segments, relu_bitmask.
 """

@@ -9,7 +9,7 @@ Each row has its own pair (a, r), made by the host in float64: rows may be at di
 they are. One pass: four numbers read and three written a pixel.
 
 Shapes: images, first, second [R, C, H, W], all float32 or all float64; gradient [N, C, H, W]. The kernel works on
-contiguous tables; being written in place they cannot be copied first, so tables of other strides take the plain form.
+contiguous tables; tables are updated in place and cannot be copied first, so other strides use the torch backend.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from delt_kernels.dispatch import Form, fuses, runs_kernels
+from delt_kernels.dispatch import Backend, runs_kernels, uses_triton
 from delt_kernels.layout import device_of
 
 BLOCK, WARPS = 1024, 4  # elements of a program: two 16-byte reads a thread of each tensor
@@ -66,7 +66,7 @@ def _step(
     tl.store(images_ptr + place, image, mask=mask)
 
 
-def plain(
+def adam_torch_(
     images: Tensor,
     first: Tensor,
     second: Tensor,
@@ -107,7 +107,7 @@ def _adam(
 ) -> None:
     tables = images, first, second
     if not (runs_kernels(images) and all(table.is_contiguous() for table in tables)):
-        plain(*tables, gradient, rows, steps, low, high, beta1, beta2, epsilon)
+        adam_torch_(*tables, gradient, rows, steps, low, high, beta1, beta2, epsilon)
         return
     n, c, h, w = gradient.shape
     given = (tensor.contiguous() for tensor in (gradient, rows, steps, low, high))
@@ -143,7 +143,7 @@ def adam_(
     betas: Sequence[float],
     epsilon: float,
     *,
-    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> None:
     """One step on the rows `rows` of images and moments, in place; then the images' clamping.
 
@@ -161,7 +161,7 @@ def adam_(
     """
     beta1, beta2 = betas
     _check(images, first, second, gradient, rows, steps, low, high)
-    compute = _adam if fuses(form, images) else plain
+    compute = _adam if uses_triton(backend, images) else adam_torch_
     compute(images, first, second, gradient, rows, steps, low, high, beta1, beta2, epsilon)
 
 

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from delt_kernels.dispatch import Form, fuses, runs_kernels
+from delt_kernels.dispatch import Backend, runs_kernels, uses_triton
 from delt_kernels.layout import device_of
 from delt_kernels.segments import next_power_of_two
 
@@ -114,7 +114,7 @@ def _deviations(sums: Tensor, variance: Tensor, pixels: int, offsets: Tensor) ->
     return torch.where(images > 0, sums[:, 1] / count - delta.square() - variance, 0), delta, count
 
 
-def plain(
+def bn_distance_torch(
     sums: Sequence[Tensor],
     variances: Sequence[Tensor],
     pixels: Sequence[int],
@@ -130,7 +130,7 @@ def plain(
     return distance, torch.stack(layers).detach()
 
 
-def _plain_slopes(
+def _torch_slopes(
     sums: Sequence[Tensor],
     variances: Sequence[Tensor],
     pixels: Sequence[int],
@@ -159,7 +159,7 @@ def _operator(
     segments = offsets.shape[0] - 1
     if not runs_kernels(sums):
         given = _split(sums, channels, segments), variances.split(list(channels)), pixels, weights, offsets
-        return *plain(*given), _plain_slopes(*given)
+        return *bn_distance_torch(*given), _torch_slopes(*given)
     layers, slopes = sums.new_empty((len(channels), segments)), torch.empty_like(sums)
     weighted = torch.empty_like(layers)
     with device_of(sums):
@@ -242,7 +242,7 @@ def bn_distance(
     weights: Sequence[float],
     offsets: Tensor,
     *,
-    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Distance of each segment's statistics from the teacher's, differentiable in `sums`.
 
@@ -268,8 +268,8 @@ def bn_distance(
         if layer.shape != (offsets.shape[0] - 1, 2, variance.numel()):
             expected = [offsets.shape[0] - 1, 2, variance.numel()]
             raise ValueError(f"sums {i} have shape {list(layer.shape)}; expected {expected}")
-    if not fuses(form, sums[0]):
-        return plain(sums, variances, pixels, weights, offsets)
+    if not uses_triton(backend, sums[0]):
+        return bn_distance_torch(sums, variances, pixels, weights, offsets)
     distance, layers, _ = _operator(
         torch.cat([layer.flatten() for layer in sums]),
         torch.cat(list(variances)),

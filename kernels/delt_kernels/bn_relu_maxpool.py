@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from delt_kernels.bn_relu_maxpool_kernels import launch_backward, launch_forward
-from delt_kernels.dispatch import Form, fuses, runs_kernels, statistics_dtype
+from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses_triton
 from delt_kernels.layout import channels_last, dense
 from delt_kernels.segments import per_segment, segment_of
 
@@ -33,7 +33,7 @@ _NO_TAP = 9
 
 
 def stem_stats(
-    x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, *, form: Form = "auto"
+    x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """max_pool(relu((x - mean) * scale + shift)) and the sums of x - mean: (pooled, sums [G, 2, C]).
 
@@ -52,14 +52,14 @@ def stem_stats(
     for tensor in (scale, shift, mean, offsets):
         if tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, another argument on {tensor.device}; expected one device")
-    if fuses(form, x):
+    if uses_triton(backend, x):
         pooled, sums, _ = _stem_stats(x, scale, shift, mean, offsets)
         return pooled, sums
-    return plain(x, scale, shift, mean, offsets)
+    return stem_stats_torch(x, scale, shift, mean, offsets)
 
 
-def plain(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The plain form. Sums go over the pixels of an image first: so the compiler fuses them with the rest."""
+def stem_stats_torch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """The torch backend. It sums over the pixels of each image first, which Inductor fuses with the rest."""
     z, sums = _activations(x, scale, shift, mean, offsets)
     return F.max_pool2d(z, *_WINDOW).to(x.dtype), sums
 

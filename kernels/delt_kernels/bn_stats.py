@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from delt_kernels.bn_stats_kernels import launch_backward, launch_forward
-from delt_kernels.dispatch import Form, fuses, runs_kernels, statistics_dtype
+from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses_triton
 from delt_kernels.layout import dense, like
 from delt_kernels.relu_bitmask import empty_signs, packs
 from delt_kernels.segments import per_segment, segment_of
@@ -40,7 +40,7 @@ def bn_stats(
     residual: Tensor | None = None,
     relu: bool = False,
     *,
-    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """act((x - mean) * scale + shift (+ residual)) and the sums of x - mean: (y [N, C, H, W], sums [G, 2, C]).
 
@@ -50,10 +50,10 @@ def bn_stats(
         ValueError: shapes, types or devices do not fit.
     """
     _check(x, scale, shift, mean, offsets, residual)
-    if fuses(form, x):
+    if uses_triton(backend, x):
         y, sums, _ = _bn_stats(x, scale, shift, mean, offsets, residual, relu)
         return y, sums
-    return plain(x, scale, shift, mean, offsets, residual, relu)
+    return bn_stats_torch(x, scale, shift, mean, offsets, residual, relu)
 
 
 def bn_stats_fork(
@@ -65,7 +65,7 @@ def bn_stats_fork(
     residual: Tensor | None = None,
     relu: bool = False,
     *,
-    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`bn_stats` for two consumers of y, each of which takes one: (y, y again, sums).
 
@@ -73,17 +73,17 @@ def bn_stats_fork(
     in place. Under torch.compile the addition is the compiler's.
     """
     _check(x, scale, shift, mean, offsets, residual)
-    if fuses(form, x) and not torch.compiler.is_compiling():
+    if uses_triton(backend, x) and not torch.compiler.is_compiling():
         y, again, sums = _Fork.apply(x, scale, shift, mean, offsets, residual, relu)
         return y, again, sums
-    y, sums = bn_stats(x, scale, shift, mean, offsets, residual, relu, form=form)
+    y, sums = bn_stats(x, scale, shift, mean, offsets, residual, relu, backend=backend)
     return y, y, sums
 
 
-def plain(
+def bn_stats_torch(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, residual: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """The plain form. Sums go over the pixels of an image first: so the compiler fuses them with the rest."""
+    """The torch backend. It sums over the pixels of each image first, which Inductor fuses with the rest."""
     dtype = statistics_dtype(x.dtype)
     d = x.to(dtype) - _columns(mean, dtype)
     sums = per_segment(torch.stack([d.sum((2, 3)), (d * d).sum((2, 3))], 1), offsets)
@@ -126,7 +126,7 @@ def _bn_stats(
     if runs_kernels(x):
         kept = signs if signs.dim() == 4 else None
         return *launch_forward(x, scale, shift, mean, offsets, residual, relu, kept), signs
-    y, sums = plain(x, scale, shift, mean, offsets, residual, relu)
+    y, sums = bn_stats_torch(x, scale, shift, mean, offsets, residual, relu)
     return like(y, x), sums, signs
 
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from delt_kernels import crop_resize_kernels as kernels
-from delt_kernels.dispatch import Form, fuses, runs_kernels, statistics_dtype
+from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses_triton
 from delt_kernels.segments import segment_of
 
 
-def plain(images: Tensor, views: Tensor, rows: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
+def crop_resize_torch(images: Tensor, views: Tensor, rows: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
     """`crop_resize` as two products with banded matrices."""
     (_, c, s, _), n = images.shape, rows.shape[0]
     with torch.autocast(images.device.type, enabled=False):
@@ -35,7 +35,7 @@ def plain(images: Tensor, views: Tensor, rows: Tensor, offsets: Tensor, dtype: t
     return seen.permute(0, 3, 1, 2).to(dtype)
 
 
-def plain_backward(gradient: Tensor, views: Tensor, offsets: Tensor) -> Tensor:
+def crop_resize_backward_torch(gradient: Tensor, views: Tensor, offsets: Tensor) -> Tensor:
     """`crop_resize_backward` as two products with the transposed matrices."""
     n, c, s, _ = gradient.shape
     with torch.autocast(gradient.device.type, enabled=False):
@@ -71,7 +71,7 @@ def _matrix(start: Tensor, length: Tensor, mirrored: Tensor, roll: Tensor, size:
 
 @torch.library.custom_op("delt::crop_resize", mutates_args=())
 def _crop_resize(images: Tensor, views: Tensor, rows: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-    compute = kernels.forward if runs_kernels(images) else plain
+    compute = kernels.forward if runs_kernels(images) else crop_resize_torch
     return compute(images, views, rows, offsets, dtype)
 
 
@@ -83,7 +83,7 @@ def _(images: Tensor, views: Tensor, rows: Tensor, offsets: Tensor, dtype: torch
 
 @torch.library.custom_op("delt::crop_resize_backward", mutates_args=())
 def _crop_resize_backward(gradient: Tensor, views: Tensor, offsets: Tensor) -> Tensor:
-    compute = kernels.backward if runs_kernels(gradient) else plain_backward
+    compute = kernels.backward if runs_kernels(gradient) else crop_resize_backward_torch
     return compute(gradient, views, offsets)
 
 
@@ -115,7 +115,7 @@ def crop_resize(
     offsets: Tensor,
     *,
     dtype: torch.dtype | None = None,
-    form: Form = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The packed batch: image n is images[rows[n]] seen through the view of its segment. Differentiable in `images`.
 
@@ -138,11 +138,11 @@ def crop_resize(
     _check(images, "images [R, C, S, S]", views, offsets)
     if rows.dim() != 1:
         raise ValueError(f"rows have the shape {tuple(rows.shape)}; expected [N]")
-    compute = _crop_resize if fuses(form, images) else plain
+    compute = _crop_resize if uses_triton(backend, images) else crop_resize_torch
     return compute(images, views, rows, offsets, dtype or images.dtype)
 
 
-def crop_resize_backward(gradient: Tensor, views: Tensor, offsets: Tensor, *, form: Form = "auto") -> Tensor:
+def crop_resize_backward(gradient: Tensor, views: Tensor, offsets: Tensor, *, backend: Backend = "auto") -> Tensor:
     """The gradient of the packed images, from that of `crop_resize`'s result; pixels outside the crop get 0.
 
     Args:
@@ -156,7 +156,7 @@ def crop_resize_backward(gradient: Tensor, views: Tensor, offsets: Tensor, *, fo
         ValueError: a shape is not as above.
     """
     _check(gradient, "gradient [N, C, S, S]", views, offsets)
-    compute = _crop_resize_backward if fuses(form, gradient) else plain_backward
+    compute = _crop_resize_backward if uses_triton(backend, gradient) else crop_resize_backward_torch
     return compute(gradient, views, offsets)
 
 

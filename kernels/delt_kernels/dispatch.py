@@ -1,4 +1,4 @@
-"""The forms of an operator: plain PyTorch, or fused kernels behind a registered operator."""
+"""The two backends of an operator: PyTorch's own operations, or Triton kernels behind a registered operator."""
 
 from typing import Literal, get_args
 
@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-Form = Literal["auto", "plain", "fused"]
+Backend = Literal["auto", "torch", "triton"]
 
 KERNEL_TYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -14,15 +14,15 @@ KERNEL_TYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
-def fuses(form: Form, tensor: Tensor) -> bool:
-    """Whether `form` means the registered operator for this tensor; "auto" takes it for CUDA tensors.
+def uses_triton(backend: Backend, tensor: Tensor) -> bool:
+    """Whether `backend` selects the registered operator for this tensor; "auto" selects it for CUDA tensors.
 
     Raises:
-        ValueError: `form` is none of the three.
+        ValueError: an unknown backend.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}")
-    return form == "fused" or (form == "auto" and tensor.is_cuda)
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(get_args(Backend))}")
+    return backend == "triton" or (backend == "auto" and tensor.is_cuda)
 
 
 def in_interpreter() -> bool:
@@ -31,7 +31,7 @@ def in_interpreter() -> bool:
 
 
 def runs_kernels(tensor: Tensor) -> bool:
-    """Whether a registered operator runs its kernels on this tensor; else it computes the plain form's values."""
+    """Whether a registered operator launches Triton kernels for this tensor; otherwise it computes in PyTorch."""
     return tensor.dtype in KERNEL_TYPES and (tensor.is_cuda or in_interpreter())
 
 

@@ -58,8 +58,8 @@ def by_hooks(teacher: nn.Module, images: Tensor, labels: Tensor, offsets: list[i
 
 
 def assert_equal_to_hooks(teacher: nn.Module, size: int, offsets: list[int] = OFFSETS) -> FusedTeacher:
-    """Fuse a float64 teacher in the plain form, compare loss and image gradient, and return it for its sites."""
-    fused = FusedTeacher(teacher, FIRST_WEIGHT, form="plain")
+    """Fuse a float64 teacher in the torch backend, compare loss and image gradient, and return it for its sites."""
+    fused = FusedTeacher(teacher, FIRST_WEIGHT, backend="torch")
     images, labels = batch(size, offsets)
     loss, gradient = packed(fused, images, labels, offsets)
     expected_loss, expected_gradient = by_hooks(teacher, images, labels, offsets)

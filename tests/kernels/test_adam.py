@@ -8,9 +8,9 @@ from helpers.tolerance import assert_no_worse
 from torch import Tensor
 
 from delt_kernels.adam import adam_
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 
-FORMS: tuple[Form, ...] = ("plain", "fused")
+BACKENDS: tuple[Backend, ...] = ("torch", "triton")
 BETAS, EPSILON, LR, TIMES = (0.5, 0.9), 1e-8, 0.25, 4
 SHAPES = [(4, 3, 1, 1), (5, 3, 7, 7), (1, 65, 2, 3), (3, 3, 20, 20)]  # the last: more than a program's elements
 
@@ -39,9 +39,9 @@ class Tables:
         steps = torch.stack([LR / (1 - BETAS[0] ** t), (1 - BETAS[1] ** t).rsqrt()], 1)
         return steps.to(self.images)
 
-    def step(self, time: int, form: Form) -> None:
+    def step(self, time: int, backend: Backend) -> None:
         gradient, steps = self.gradients[time - 1], self.steps(time)
-        adam_(*self.state, gradient, self.rows.int(), steps, self.low, self.high, BETAS, EPSILON, form=form)
+        adam_(*self.state, gradient, self.rows.int(), steps, self.low, self.high, BETAS, EPSILON, backend=backend)
 
     def by_torch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images and moments after each step, by one torch.optim.Adam for each row."""
@@ -69,51 +69,51 @@ class Tables:
         return tables
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_is_torch_s_adam_in_float64(shape: tuple[int, ...], form: Form, device: torch.device) -> None:
+def test_is_torch_s_adam_in_float64(shape: tuple[int, ...], backend: Backend, device: torch.device) -> None:
     tables = Tables(shape, torch.float64, device)
     for time, expected in enumerate(tables.by_torch(), 1):
-        tables.step(time, form)
+        tables.step(time, backend)
         torch.testing.assert_close(tables.state, expected, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_no_worse_than_torch_s_adam(shape: tuple[int, ...], form: Form, device: torch.device) -> None:
+def test_no_worse_than_torch_s_adam(shape: tuple[int, ...], backend: Backend, device: torch.device) -> None:
     tables = Tables(shape, torch.float32, device)
     for time, (theirs, exact) in enumerate(zip(tables.by_torch(), tables.double().by_torch(), strict=True), 1):
-        tables.step(time, form)
+        tables.step(time, backend)
         for our, their, right in zip(tables.state, theirs, exact, strict=True):
             assert_no_worse(our, their, right)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_other_rows_stay(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_rows_stay(backend: Backend, device: torch.device) -> None:
     tables = Tables((5, 3, 7, 7), torch.float32, device)
     (other,) = set(range(5)) - set(tables.rows.tolist())
     for tensor in tables.state:
         tensor[other] = 9.0
-    tables.step(1, form)
+    tables.step(1, backend)
     for tensor in tables.state:
         assert (tensor[other] == 9).all() and (tensor[tables.rows] != 9).all()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_row_does_not_depend_on_its_neighbours(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_does_not_depend_on_its_neighbours(backend: Backend, device: torch.device) -> None:
     together, alone = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
-    together.step(1, form)
+    together.step(1, backend)
     rows, gradients, steps = alone.rows, alone.gradients[0], alone.steps(1)
     for i in range(len(rows)):
         part = slice(i, i + 1)
         bounds = alone.low, alone.high
-        adam_(*alone.state, gradients[part], rows[part], steps[part], *bounds, BETAS, EPSILON, form=form)
+        adam_(*alone.state, gradients[part], rows[part], steps[part], *bounds, BETAS, EPSILON, backend=backend)
     assert all(torch.equal(*pair) for pair in zip(together.state, alone.state, strict=True))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("what", ["tables", "others"])
-def test_any_strides(what: str, form: Form, device: torch.device) -> None:
+def test_any_strides(what: str, backend: Backend, device: torch.device) -> None:
     tables, strided = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
     if what == "tables":
         strided.images = strided.images.contiguous(memory_format=torch.channels_last)
@@ -123,25 +123,25 @@ def test_any_strides(what: str, form: Form, device: torch.device) -> None:
         for name in ("rows", "low", "high"):
             setattr(strided, name, getattr(strided, name).repeat_interleave(2)[::2])
     for each in (tables, strided):
-        each.step(1, form)
+        each.step(1, backend)
     torch.testing.assert_close(strided.state, tables.state)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradients_in_half_precision(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_in_half_precision(backend: Backend, device: torch.device) -> None:
     half, full = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
     half.gradients = half.gradients.half()
     full.gradients = half.gradients.float()
     for each in (half, full):
-        each.step(TIMES, form)
+        each.step(TIMES, backend)
     assert all(torch.equal(*pair) for pair in zip(half.state, full.state, strict=True))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_gradient_that_is_not_a_number_shows(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_is_not_a_number_shows(backend: Backend, device: torch.device) -> None:
     tables = Tables((5, 3, 7, 7), torch.float32, device)
     tables.gradients[0, 1, 2, 3, 4] = torch.nan
-    tables.step(1, form)
+    tables.step(1, backend)
     for tensor in tables.state:
         assert tensor.isnan().nonzero().tolist() == [[int(tables.rows[1]), 2, 3, 4]]
 
@@ -153,17 +153,19 @@ def test_registration(dtype: torch.dtype, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.delt.adam_.default, (*tables.state, *given, *BETAS, EPSILON))
 
 
-@pytest.mark.parametrize(("form", "backend"), [("plain", "aot_eager"), ("fused", "aot_eager"), ("fused", "inductor")])
-def test_compiles_without_a_break(backend: str, form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("backend", "compiler"), [("torch", "aot_eager"), ("triton", "aot_eager"), ("triton", "inductor")]
+)
+def test_compiles_without_a_break(compiler: str, backend: Backend, device: torch.device) -> None:
     eager, compiled = (Tables((3, 2, 4, 4), torch.float32, device) for _ in range(2))
     given = eager.rows, eager.steps(1), eager.low, eager.high
 
     def function(images: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
-        adam_(images, first, second, gradient.neg(), *given, BETAS, EPSILON, form=form)
+        adam_(images, first, second, gradient.neg(), *given, BETAS, EPSILON, backend=backend)
         return images.square()
 
     expected = function(*eager.state, eager.gradients[0])
-    result = torch.compile(function, fullgraph=True, backend=backend)(*compiled.state, compiled.gradients[0])
+    result = torch.compile(function, fullgraph=True, backend=compiler)(*compiled.state, compiled.gradients[0])
     torch.testing.assert_close(result, expected)
     torch.testing.assert_close(compiled.state, eager.state)
 

@@ -11,9 +11,9 @@ from helpers.tolerance import assert_no_worse
 from torch import Tensor
 
 from delt_kernels.bn_distance import bn_distance
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 
-FORMS: list[Form] = ["plain", "fused"]
+BACKENDS: list[Backend] = ["torch", "triton"]
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def results(
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layers", LAYERS)
-def test_values_and_gradients(layers: Layers, form: Form, dtype: torch.dtype, device: torch.device) -> None:
-    run = lambda *given: bn_distance(*given, form=form)[0]  # noqa: E731
+def test_values_and_gradients(layers: Layers, backend: Backend, dtype: torch.dtype, device: torch.device) -> None:
+    run = lambda *given: bn_distance(*given, backend=backend)[0]  # noqa: E731
     ours = results(run, layers, layers.offsets.to(device), dtype, device)
     theirs = results(hooks, layers, layers.split, dtype, device)
     exact = results(hooks, layers, layers.split, torch.float64, device)
@@ -95,11 +95,11 @@ def test_values_and_gradients(layers: Layers, form: Form, dtype: torch.dtype, de
             assert_no_worse(one, other, true)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_equals_the_distance_of_the_activations_statistics(form: Form) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_the_distance_of_the_activations_statistics(backend: Backend) -> None:
     layers = LAYERS[1]
     distance, each = bn_distance(
-        layers.sums(), layers.variances, layers.pixels, layers.weights, layers.offsets, form=form
+        layers.sums(), layers.variances, layers.pixels, layers.weights, layers.offsets, backend=backend
     )
     assert each.shape == (4, 4) and not each.requires_grad
     for g, (a, b) in enumerate(pairwise(layers.split)):
@@ -114,14 +114,14 @@ def test_equals_the_distance_of_the_activations_statistics(form: Form) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", FORMS)
-def test_no_gradient_where_a_norm_is_zero(form: Form, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_where_a_norm_is_zero(backend: Backend, dtype: torch.dtype, device: torch.device) -> None:
     """Segments: mean and variance as the teacher's; mean alone; none of its images."""
     sums = torch.tensor([[[0.0, 0.0], [8.0, 4.0]], [[0.0, 0.0], [8.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])
     sums = sums.to(device, dtype).requires_grad_()
     variance = torch.tensor([2.0, 1.0], device=device, dtype=dtype)
     offsets = torch.tensor([0, 1, 2, 2], dtype=torch.int32, device=device)
-    distance, _ = bn_distance([sums], [variance], [4], [3.0], offsets, form=form)
+    distance, _ = bn_distance([sums], [variance], [4], [3.0], offsets, backend=backend)
     assert distance.tolist() == [0.0, 3.0, 0.0]
     (gradient,) = torch.autograd.grad(distance.sum(), sums)
     assert gradient.tolist() == [[[0, 0], [0, 0]], [[0, 0], [0, 0.75]], [[0, 0], [0, 0]]]
@@ -129,7 +129,7 @@ def test_no_gradient_where_a_norm_is_zero(form: Form, dtype: torch.dtype, device
 
 def test_a_segment_does_not_depend_on_the_others(device: torch.device) -> None:
     layers = LAYERS[1]
-    run = lambda *given: bn_distance(*given, form="fused")[0]  # noqa: E731
+    run = lambda *given: bn_distance(*given, backend="triton")[0]  # noqa: E731
     alone = results(run, layers, layers.offsets.to(device), torch.float32, device)
     again = results(run, layers, layers.offsets.to(device), torch.float32, device)
     assert all(torch.equal(one, other) for one, other in zip(alone, again, strict=True))
@@ -153,23 +153,23 @@ def test_operators_keep_torchs_rules(dtype: torch.dtype, device: torch.device) -
     torch.library.opcheck(torch.ops.delt.bn_distance_backward.default, (flat.detach(), factors, channels))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(form: Form) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend: Backend) -> None:
     layers = LAYERS[1]
     rest = layers.variances[:2], layers.pixels[:2], layers.weights[:2], layers.offsets
     sums = [x.requires_grad_() for x in layers.sums()[:2]]
-    assert torch.autograd.gradcheck(lambda *given: bn_distance(given, *rest, form=form)[0], sums)
+    assert torch.autograd.gradcheck(lambda *given: bn_distance(given, *rest, backend=backend)[0], sums)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_into_one_graph(backend: str, device: torch.device) -> None:
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
     layers = LAYERS[0]
 
     def run(*given: Any) -> Tensor:
-        return bn_distance(*given, form="fused")[0] * 2
+        return bn_distance(*given, backend="triton")[0] * 2
 
     given = layers, layers.offsets.to(device), torch.float32, device
-    compiled = results(torch.compile(run, fullgraph=True, backend=backend), *given)
+    compiled = results(torch.compile(run, fullgraph=True, backend=compiler), *given)
     for one, other in zip(compiled, results(run, *given), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
 
@@ -179,8 +179,8 @@ def test_sums_that_do_not_lie_in_a_row(device: torch.device) -> None:
     sums = [x.to(device).transpose(1, 2).contiguous().transpose(1, 2) for x in layers.sums()]
     assert not sums[0].is_contiguous()
     given = [v.to(device) for v in layers.variances], layers.pixels, layers.weights, layers.offsets.to(device)
-    fused, plain = (bn_distance(sums, *given, form=form)[0] for form in ("fused", "plain"))
-    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=0)
+    by_triton, by_torch = (bn_distance(sums, *given, backend=backend)[0] for backend in ("triton", "torch"))
+    torch.testing.assert_close(by_triton, by_torch, rtol=1e-12, atol=0)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from triton.backends import backends
 
 from delt_kernels.bn_relu_maxpool import stem_stats
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 
-FORMS: list[Form] = ["plain", "fused"]
+BACKENDS: list[Backend] = ["torch", "triton"]
 CL, NCHW = torch.channels_last, torch.contiguous_format
 SHAPES = [
     ((3, 8, 6, 10), (0, 1, 1, 3)),
@@ -93,19 +93,19 @@ def results(
     return [pooled.detach(), sums.detach(), gradient_x]
 
 
-def form_of(form: Form) -> Callable[..., tuple[Tensor, Tensor]]:
-    return partial(stem_stats, form=form)
+def form_of(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    return partial(stem_stats, backend=backend)
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", [CL, NCHW])
 @pytest.mark.parametrize(("shape", "split", "dtype"), TYPED)
 def test_values_and_gradients(
-    shape: Any, split: Any, dtype: torch.dtype, layout: Any, form: Form, device: torch.device
+    shape: Any, split: Any, dtype: torch.dtype, layout: Any, backend: Backend, device: torch.device
 ) -> None:
     case = Case.draw(shape, split, layout, dtype)
-    ours, theirs = (results(run, case, device) for run in (form_of(form), published))
+    ours, theirs = (results(run, case, device) for run in (form_of(backend), published))
     exact = results(published, case, device, torch.float64)
     for one, other, true in zip(ours, theirs, exact, strict=True):
         assert_no_worse(one, other, true)
@@ -113,19 +113,19 @@ def test_values_and_gradients(
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", [CL, NCHW])
 @pytest.mark.parametrize(("shape", "split"), SHAPES)
-def test_float64(shape: Any, split: Any, layout: Any, form: Form, device: torch.device) -> None:
+def test_float64(shape: Any, split: Any, layout: Any, backend: Backend, device: torch.device) -> None:
     case = Case.draw(shape, split, layout, torch.float64)
     exact = results(published, case, device, torch.float64)
-    for one, true in zip(results(form_of(form), case, device, torch.float64), exact, strict=True):
+    for one, true in zip(results(form_of(backend), case, device, torch.float64), exact, strict=True):
         torch.testing.assert_close(one, true, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", [CL, NCHW])
-def test_of_equal_values_the_first_gets_the_gradient(layout: Any, form: Form, device: torch.device) -> None:
+def test_of_equal_values_the_first_gets_the_gradient(layout: Any, backend: Backend, device: torch.device) -> None:
     """Small whole numbers: everything is exact, and most windows hold their greatest value more than once."""
     random = torch.Generator().manual_seed(0)
     x, gradient = torch.randint(-2, 3, (2, 4, 9, 10), generator=random), torch.randint(-8, 9, (2, 4, 5, 5))
@@ -134,30 +134,30 @@ def test_of_equal_values_the_first_gets_the_gradient(layout: Any, form: Form, de
         x.float().contiguous(memory_format=layout), scale.float(), shift.float(), mean.float(), (0, 1, 2),
         gradient.float(), torch.zeros(2, 2, 4),
     )  # fmt: skip
-    for one, other in zip(results(form_of(form), case, device), results(published, case, "cpu"), strict=True):
+    for one, other in zip(results(form_of(backend), case, device), results(published, case, "cpu"), strict=True):
         assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.parametrize("layout", [CL, NCHW])
 def test_a_segment_does_not_depend_on_the_others(layout: Any, device: torch.device) -> None:
     case = Case.draw((4, 5, 7, 6), (0, 1, 3, 4), layout)
-    alone, again = (results(form_of("fused"), case, device) for _ in range(2))
+    alone, again = (results(form_of("triton"), case, device) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(alone, again, strict=True))
     other = Case.draw((4, 5, 7, 6), (0, 2, 4, 4), layout)
     other.x[2:] = case.x[1:3]
     other.gradient[2:] = case.gradient[1:3]
-    moved = results(form_of("fused"), other, device)
+    moved = results(form_of("triton"), other, device)
     assert torch.equal(moved[0][2:], alone[0][1:3])
     assert torch.equal(moved[1][1], alone[1][1])
     assert torch.equal(moved[2][2:], alone[2][1:3])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_inputs_that_do_not_lie_in_a_row(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_inputs_that_do_not_lie_in_a_row(backend: Backend, device: torch.device) -> None:
     drawn = Case.draw((2, 3, 10, 7), (0, 1, 2), NCHW)
     case = replace(drawn, x=drawn.x[:, :, ::2].mT, gradient=drawn.gradient[:, :, 1:4].mT)
     assert not case.x.is_contiguous() and not case.x.is_contiguous(memory_format=CL)
-    for one, other in zip(results(form_of(form), case, device), results(published, case, device), strict=True):
+    for one, other in zip(results(form_of(backend), case, device), results(published, case, device), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
@@ -177,22 +177,22 @@ def test_operators_keep_torchs_rules(layout: Any, dtype: torch.dtype, device: to
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(form: Form) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend: Backend) -> None:
     case = Case.draw((2, 2, 3, 4), (0, 1, 2), CL, torch.float64)
     rest = *(t.double() for t in (case.scale, case.shift, case.mean)), torch.tensor(case.split, dtype=torch.int32)
-    assert torch.autograd.gradcheck(lambda x: form_of(form)(x, *rest), case.x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: form_of(backend)(x, *rest), case.x.requires_grad_())
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiles_into_one_graph(backend: str, device: torch.device) -> None:
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
     case = Case.draw((2, 4, 6, 5), (0, 1, 2))
 
     def run(*given: Any) -> tuple[Tensor, Tensor]:
-        pooled, sums = stem_stats(*given, form="fused")
+        pooled, sums = stem_stats(*given, backend="triton")
         return pooled * 2, sums
 
-    compiled = results(torch.compile(run, fullgraph=True, backend=backend), case, device)
+    compiled = results(torch.compile(run, fullgraph=True, backend=compiler), case, device)
     for one, other in zip(compiled, results(run, case, device), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 

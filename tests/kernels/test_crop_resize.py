@@ -1,4 +1,4 @@
-"""crop_resize: torchvision's crop, resize, flip and roll, in every form, type, layout and place in the batch."""
+"""crop_resize: torchvision's crop, resize, flip and roll, in every backend, type, layout and place in the batch."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from delt_hpc.data.random_crop import Window
 from delt_hpc.recovery.augmentation import View, draw_view, look
 from delt_kernels.crop_resize import crop_resize, crop_resize_backward
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 
-FORMS: tuple[Form, ...] = ("plain", "fused")
+BACKENDS: tuple[Backend, ...] = ("torch", "triton")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 ROWS = 6
 
@@ -84,14 +84,14 @@ def by_torchvision(case: Case, images: Tensor, slope: Tensor) -> tuple[Tensor, T
     return seen.detach(), torch.autograd.grad(seen, images, slope)[0]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.usefixtures("poisoned")
-def test_no_worse_than_torchvision(case: Case, dtype: torch.dtype, form: Form, device: torch.device) -> None:
+def test_no_worse_than_torchvision(case: Case, dtype: torch.dtype, backend: Backend, device: torch.device) -> None:
     views, rows, offsets = case.tables(device)
     images, slope = case.images(dtype, device).detach(), case.slope(dtype, device)
-    seen = crop_resize(images, views, rows, offsets, form=form)
-    packed = crop_resize_backward(slope, views, offsets, form=form)
+    seen = crop_resize(images, views, rows, offsets, backend=backend)
+    packed = crop_resize_backward(slope, views, offsets, backend=backend)
     assert seen.is_contiguous(memory_format=torch.channels_last)
     assert packed.is_contiguous() and packed.dtype == torch.float32
     theirs, gradient = by_torchvision(case, images, slope)
@@ -100,20 +100,20 @@ def test_no_worse_than_torchvision(case: Case, dtype: torch.dtype, form: Form, d
     assert_no_worse(packed.to(dtype), gradient.index_select(0, rows), exact_gradient.index_select(0, rows))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_is_torchvision_in_float64(case: Case, form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_torchvision_in_float64(case: Case, backend: Backend, device: torch.device) -> None:
     images, slope = case.images(torch.float64, device), case.slope(torch.float64, device)
-    seen = crop_resize(images, *case.tables(device), form=form)
+    seen = crop_resize(images, *case.tables(device), backend=backend)
     (gradient,) = torch.autograd.grad(seen, images, slope)
     theirs, their_gradient = by_torchvision(case, images, slope)
     torch.testing.assert_close(seen, theirs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "transposed"])
 @pytest.mark.usefixtures("poisoned")
-def test_any_strides(layout: str, form: Form, device: torch.device) -> None:
+def test_any_strides(layout: str, backend: Backend, device: torch.device) -> None:
     def laid(tensor: Tensor) -> Tensor:
         if layout == "channels_last":
             return tensor.contiguous(memory_format=torch.channels_last)
@@ -124,64 +124,64 @@ def test_any_strides(layout: str, form: Form, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
     images, slope = case.images(torch.float32, device).detach(), case.slope(torch.float32, device)
-    seen = crop_resize(images, views, rows, offsets, form=form)
-    gradient = crop_resize_backward(slope, views, offsets, form=form)
+    seen = crop_resize(images, views, rows, offsets, backend=backend)
+    gradient = crop_resize_backward(slope, views, offsets, backend=backend)
     wide = views.repeat_interleave(2, 1)[:, ::2], rows.repeat_interleave(2)[::2], offsets.repeat_interleave(2)[::2]
-    torch.testing.assert_close(crop_resize(laid(images), *wide, form=form), seen)
-    torch.testing.assert_close(crop_resize_backward(laid(slope), wide[0], wide[2], form=form), gradient)
+    torch.testing.assert_close(crop_resize(laid(images), *wide, backend=backend), seen)
+    torch.testing.assert_close(crop_resize_backward(laid(slope), wide[0], wide[2], backend=backend), gradient)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_result_has_the_type_asked_for(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_result_has_the_type_asked_for(backend: Backend, device: torch.device) -> None:
     case = SMALL
     tables, images = case.tables(device), case.images(torch.float32, device)
-    half = crop_resize(images, *tables, dtype=torch.float16, form=form)
+    half = crop_resize(images, *tables, dtype=torch.float16, backend=backend)
     assert half.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(half, crop_resize(images, *tables, form=form).half())
+    assert torch.equal(half, crop_resize(images, *tables, backend=backend).half())
     (gradient,) = torch.autograd.grad(half, images, case.slope(torch.float16, device))
     assert gradient.dtype == torch.float32
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_an_image_does_not_depend_on_its_neighbours(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_image_does_not_depend_on_its_neighbours(backend: Backend, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
     images, slope = case.images(torch.float32, device).detach(), case.slope(torch.float32, device)
-    seen = crop_resize(images, views, rows, offsets, form=form)
-    packed = crop_resize_backward(slope, views, offsets, form=form)
-    assert torch.equal(seen, crop_resize(images, views, rows, offsets, form=form))
-    assert torch.equal(packed, crop_resize_backward(slope, views, offsets, form=form))
+    seen = crop_resize(images, views, rows, offsets, backend=backend)
+    packed = crop_resize_backward(slope, views, offsets, backend=backend)
+    assert torch.equal(seen, crop_resize(images, views, rows, offsets, backend=backend))
+    assert torch.equal(packed, crop_resize_backward(slope, views, offsets, backend=backend))
     for segment, (first, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         alone = torch.tensor([0, end - first], dtype=torch.int32, device=device)
         view = views[segment : segment + 1]
-        assert torch.equal(seen[first:end], crop_resize(images, view, rows[first:end], alone, form=form))
-        assert torch.equal(packed[first:end], crop_resize_backward(slope[first:end], view, alone, form=form))
+        assert torch.equal(seen[first:end], crop_resize(images, view, rows[first:end], alone, backend=backend))
+        assert torch.equal(packed[first:end], crop_resize_backward(slope[first:end], view, alone, backend=backend))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradients_of_an_image_packed_twice_add_up(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_an_image_packed_twice_add_up(backend: Backend, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
     rows[1] = rows[0]
     images, slope = case.images(torch.float32, device), case.slope(torch.float32, device)
-    seen = crop_resize(images, views, rows, offsets, form=form)
+    seen = crop_resize(images, views, rows, offsets, backend=backend)
     (gradient,) = torch.autograd.grad(seen, images, slope)
-    packed = crop_resize_backward(slope, views, offsets, form=form)
+    packed = crop_resize_backward(slope, views, offsets, backend=backend)
     torch.testing.assert_close(gradient[rows[0]], packed[0] + packed[1])
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_autocast_does_not_touch_it(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_does_not_touch_it(backend: Backend, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
     images, slope = case.images(torch.float32, device).detach(), case.slope(torch.float32, device)
     seen, packed = (
-        crop_resize(images, views, rows, offsets, form=form),
-        crop_resize_backward(slope, views, offsets, form=form),
+        crop_resize(images, views, rows, offsets, backend=backend),
+        crop_resize_backward(slope, views, offsets, backend=backend),
     )
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        assert torch.equal(seen, crop_resize(images, views, rows, offsets, form=form))
-        assert torch.equal(packed, crop_resize_backward(slope, views, offsets, form=form))
+        assert torch.equal(seen, crop_resize(images, views, rows, offsets, backend=backend))
+        assert torch.equal(packed, crop_resize_backward(slope, views, offsets, backend=backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -193,24 +193,26 @@ def test_registration(dtype: torch.dtype, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.delt.crop_resize_backward.default, (slope, views, offsets))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend: Backend, device: torch.device) -> None:
     case = SMALL
     tables, images = case.tables(device), case.images(torch.float64, device)
-    assert torch.autograd.gradcheck(lambda images: crop_resize(images, *tables, form=form), (images,))
+    assert torch.autograd.gradcheck(lambda images: crop_resize(images, *tables, backend=backend), (images,))
 
 
-@pytest.mark.parametrize(("form", "backend"), [("plain", "aot_eager"), ("fused", "aot_eager"), ("fused", "inductor")])
-def test_compiles_without_a_break(backend: str, form: Form, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("backend", "compiler"), [("torch", "aot_eager"), ("triton", "aot_eager"), ("triton", "inductor")]
+)
+def test_compiles_without_a_break(compiler: str, backend: Backend, device: torch.device) -> None:
     case = SMALL
     tables, images = case.tables(device), case.images(torch.float32, device)
     slope = case.slope(torch.float32, device)
 
     def function(images: Tensor) -> Tensor:
-        return crop_resize(images, *tables, form=form).square()
+        return crop_resize(images, *tables, backend=backend).square()
 
     expected = function(images)
-    seen = torch.compile(function, fullgraph=True, backend=backend)(images)
+    seen = torch.compile(function, fullgraph=True, backend=compiler)(images)
     torch.testing.assert_close(seen, expected)
     gradients = (torch.autograd.grad(result, images, slope)[0] for result in (seen, expected))
     torch.testing.assert_close(*gradients)

@@ -25,7 +25,7 @@ def teacher(request: pytest.FixtureRequest) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "compiled"), [("fused", False), ("fused", True), ("plain", False), ("plain", True)]
+    ("kernels", "compiled"), [("triton", False), ("triton", True), ("torch", False), ("torch", True)]
 )
 @pytest.mark.parametrize(
     ("precision", "band"), [("float32", 1e-3), ("tf32", 1e-2), ("bfloat16", 0.1), ("float16", 0.03)]

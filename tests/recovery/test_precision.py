@@ -10,7 +10,7 @@ from delt_hpc.recovery.precision import Precision, check
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("changes", [{"precision": "tf32"}, {"precision": "float16"}, {"kernels": "fused"}])
+@pytest.mark.parametrize("changes", [{"precision": "tf32"}, {"precision": "float16"}, {"kernels": "triton"}])
 def test_a_cpu_is_not_asked_for_what_gpus_do(changes: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"recover.{next(iter(changes))}"):
         check(Recover(**changes), CPU)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from delt_kernels.bn_distance import bn_distance
-from delt_kernels.dispatch import Form, statistics_dtype
+from delt_kernels.dispatch import Backend, statistics_dtype
 from delt_kernels.teacher.frozen import Layer, frozen_copy, frozen_layers
 from delt_kernels.teacher.hooks import WatchedTeacher
 from delt_kernels.teacher.rewrite import fuse
@@ -23,7 +23,7 @@ class FusedTeacher(nn.Module):
     Args:
         teacher: in evaluation mode, with BatchNorm2d layers that have running statistics; it is not changed.
         first_weight: the weight of the distance of the first BatchNorm2d in modules() order; the others' is 1.
-        form: of the operators.
+        backend: of the operators.
         dtype: of images, weights and activations; the teacher's own if None. Statistics stay in float32 (float64 for
             float64).
         channels_last: activations lie in memory with their channels innermost.
@@ -36,7 +36,7 @@ class FusedTeacher(nn.Module):
         self,
         teacher: nn.Module,
         first_weight: float = 1.0,
-        form: Form = "auto",
+        backend: Backend = "auto",
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
     ) -> None:
@@ -47,16 +47,16 @@ class FusedTeacher(nn.Module):
         layers = frozen_layers(teacher, first_weight, statistics_dtype(dtype))
         if not layers:
             raise ValueError(f"{type(teacher).__name__} has no BatchNorm2d with running statistics to be matched")
-        self.form: Form = form
+        self.backend: Backend = backend
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         frozen = frozen_copy(teacher, dtype).to(memory_format=self.memory_format)
-        self.network, self.sites, self.untraced = _network(frozen, layers, form)
+        self.network, self.sites, self.untraced = _network(frozen, layers, backend)
 
     def forward(self, images: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
         """images [N, 3, H, W], offsets int32 [G+1] -> logits [N, K], distance [G] (see `head.bn_distance`)."""
         logits, readings = self.network(images.contiguous(memory_format=self.memory_format), offsets)
         weights, variances, sums, pixels = (list(column) for column in zip(*readings, strict=True))
-        distance, _ = bn_distance(sums, variances, pixels, weights, offsets, form=self.form)
+        distance, _ = bn_distance(sums, variances, pixels, weights, offsets, backend=self.backend)
         return logits.to(distance.dtype), distance
 
     def train(self, mode: bool = True) -> Self:
@@ -69,7 +69,7 @@ class FusedTeacher(nn.Module):
         return reason + table(self.sites)
 
 
-def _network(teacher: nn.Module, layers: list[Layer], form: Form) -> tuple[nn.Module, tuple[Site, ...], str]:
+def _network(teacher: nn.Module, layers: list[Layer], backend: Backend) -> tuple[nn.Module, tuple[Site, ...], str]:
     """The network with its readings, its sites, and why it could not be traced, if so."""
     packed = PackedTeacher(teacher, layers)
     try:
@@ -77,4 +77,4 @@ def _network(teacher: nn.Module, layers: list[Layer], form: Form) -> tuple[nn.Mo
     except Exception as error:  # tracing runs the teacher's own code, which may raise anything
         sites = tuple(Site(layer.name, "statistics by hooks", layer.numbers.mean.numel()) for layer in layers)
         return WatchedTeacher(teacher, layers), sites, f"{type(error).__name__}: {error}"
-    return *fuse(packed, graph, layers, form), ""
+    return *fuse(packed, graph, layers, backend), ""

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from delt_kernels.bn_relu_maxpool import stem_stats
 from delt_kernels.bn_stats import bn_stats, bn_stats_fork
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 from delt_kernels.teacher.frozen import Layer
 from delt_kernels.teacher.hooks import channel_sums, pixels_of
 from delt_kernels.teacher.patterns import GraphMatcher, Match
@@ -25,7 +25,7 @@ from delt_kernels.teacher.trace import PackedTeacher
 
 
 def fuse(
-    teacher: PackedTeacher, graph: fx.Graph, layers: list[Layer], form: Form
+    teacher: PackedTeacher, graph: fx.Graph, layers: list[Layer], backend: Backend
 ) -> tuple[fx.GraphModule, tuple[Site, ...]]:
     """Rewrite the graph of a teacher (`tracing.trace`).
 
@@ -37,7 +37,7 @@ def fuse(
     numbers = {f"teacher.{layer.name}": i for i, layer in enumerate(layers)}
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target in numbers]
     matches = [surroundings.match(node) for node in calls]  # all of them before the graph changes
-    rewriting = _Rewriting(graph, form)
+    rewriting = _Rewriting(graph, backend)
     sites = []
     for bn, match in zip(calls, matches, strict=True):
         number = numbers[bn.target]
@@ -57,8 +57,8 @@ def fuse(
 class _Rewriting:
     """Changes a graph, call by call in their order, and gathers the readings for its output."""
 
-    def __init__(self, graph: fx.Graph, form: Form) -> None:
-        self._graph, self._form = graph, form
+    def __init__(self, graph: fx.Graph, backend: Backend) -> None:
+        self._graph, self._form = graph, backend
         self._offsets = graph.find_nodes(op="placeholder", target="offsets")[0]
         self._readings: list[tuple[float, fx.Node, fx.Node, fx.Node]] = []
 
@@ -69,9 +69,14 @@ class _Rewriting:
         with self._graph.inserting_before(bn):
             arguments = (x, *(self._graph.get_attr(f"{path}.{name}") for name in ("scale", "shift", "mean")))
             if match.pool:
-                call = self._graph.call_function(stem_stats, (*arguments, self._offsets), {"form": self._form})
+                call = self._graph.call_function(stem_stats, (*arguments, self._offsets), {"backend": self._form})
             else:
-                how: dict[str, Any] = {"residual": residual, "relu": match.relu, "forked": forked, "form": self._form}
+                how: dict[str, Any] = {
+                    "residual": residual,
+                    "relu": match.relu,
+                    "forked": forked,
+                    "backend": self._form,
+                }
                 call = self._graph.call_function(bn_site, (*arguments, self._offsets), how)
             y = self._graph.call_function(operator.getitem, (call, 0))
             sums = self._graph.call_function(operator.getitem, (call, -1))
@@ -109,13 +114,13 @@ def bn_site(
     residual: Tensor | None,
     relu: bool,
     forked: bool,
-    form: Form,
+    backend: Backend,
 ) -> tuple[Tensor, ...]:
     """`bn_stats` or `bn_stats_fork`, or where the residual is broadcast, the sum outside the operator."""
     run = bn_stats_fork if forked else bn_stats
     if residual is None or residual.shape == x.shape:
-        return run(x, scale, shift, mean, offsets, residual, relu, form=form)
-    y, sums = bn_stats(x, scale, shift, mean, offsets, form=form)
+        return run(x, scale, shift, mean, offsets, residual, relu, backend=backend)
+    y, sums = bn_stats(x, scale, shift, mean, offsets, backend=backend)
     y = y + residual
     y = F.relu(y) if relu else y
     return (y, y, sums) if forked else (y, sums)

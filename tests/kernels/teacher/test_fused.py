@@ -1,4 +1,4 @@
-"""Whole networks: loss and image gradient are those of the reference objective, in every form and type."""
+"""Whole networks: loss and image gradient are those of the reference objective, in every backend and type."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from delt_hpc.models import registry
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 from delt_kernels.teacher.fused import FusedTeacher
 
 FUSED = {
@@ -89,17 +89,17 @@ def test_the_kernels_give_the_same_in_float32(
     network = teacher(name, size)
     images, labels = batch(size)
     loss, gradient = by_hooks(copy.deepcopy(network).double(), images, labels)
-    fused = FusedTeacher(network, FIRST_WEIGHT, form="fused", channels_last=channels_last).to(device)
+    fused = FusedTeacher(network, FIRST_WEIGHT, backend="triton", channels_last=channels_last).to(device)
     assert sum(site.forked for site in fused.sites) == forks
     ours = packed(fused, images.float().to(device), labels.to(device))
-    plain = FusedTeacher(network, FIRST_WEIGHT, form="plain", channels_last=channels_last).to(device)
+    plain = FusedTeacher(network, FIRST_WEIGHT, backend="torch", channels_last=channels_last).to(device)
     theirs = packed(plain, images.float().to(device), labels.to(device))
     assert relative(ours[0].cpu(), loss) <= 2 * relative(theirs[0].cpu(), loss) + 1e-6
     assert relative(ours[1].cpu(), gradient) <= 2 * relative(theirs[1].cpu(), gradient) + 1e-6
 
 
 def test_a_segment_does_not_depend_on_its_neighbours() -> None:
-    fused = FusedTeacher(teacher("small", 9), form="fused")
+    fused = FusedTeacher(teacher("small", 9), backend="triton")
     images = batch(9)[0].float()
     offsets = torch.tensor(OFFSETS, dtype=torch.int32)
     first = images[: OFFSETS[1]].clone().requires_grad_()
@@ -171,19 +171,19 @@ def test_a_teacher_in_training_mode_or_without_batch_norm_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "form", "backend"),
+    ("name", "size", "backend", "compiler"),
     [
-        ("small", 9, "plain", "aot_eager"),
-        ("small", 9, "fused", "aot_eager"),
-        pytest.param("convnet3", 8, "plain", "inductor", marks=pytest.mark.slow),
-        pytest.param("small", 9, "fused", "inductor", marks=pytest.mark.slow),
+        ("small", 9, "torch", "aot_eager"),
+        ("small", 9, "triton", "aot_eager"),
+        pytest.param("convnet3", 8, "torch", "inductor", marks=pytest.mark.slow),
+        pytest.param("small", 9, "triton", "inductor", marks=pytest.mark.slow),
     ],
 )
-def test_the_compiler_takes_the_whole_teacher(name: str, size: int, form: Form, backend: str) -> None:
-    fused = FusedTeacher(teacher(name, size), FIRST_WEIGHT, form=form)
+def test_the_compiler_takes_the_whole_teacher(name: str, size: int, backend: Backend, compiler: str) -> None:
+    fused = FusedTeacher(teacher(name, size), FIRST_WEIGHT, backend=backend)
     images, labels = batch(size)
     torch.compiler.reset()
-    compiled = torch.compile(fused, fullgraph=True, backend=backend)
+    compiled = torch.compile(fused, fullgraph=True, backend=compiler)
     loss, gradient = packed(compiled, images.float(), labels)
     expected_loss, expected_gradient = packed(fused, images.float(), labels)
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=0)
