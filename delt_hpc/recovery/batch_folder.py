@@ -3,16 +3,15 @@
 import pandas as pd
 import torch
 
-from delt_hpc.context import Context
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.ranking import selection
 from delt_hpc.recovery import images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
-from delt_hpc.run.folder import is_done, mark_done, write_csv
-from delt_hpc.run.timing import Record, record
+from delt_hpc.run.folder import write_csv
 
-CHECKPOINT, IMAGES, CURVE = "checkpoint.pt", "images.csv", "curve.csv"
+IMAGES, CURVE = "images.csv", "curve.csv"
 CURVE_COLUMNS = ("iteration", "round", "active", "lr", "min_crop", "loss", "cross_entropy", "bn_loss")
 CURVE_POINTS = 200  # rows of curve.csv, about; the other iterations are left out
 _CPU = torch.device("cpu")
@@ -24,25 +23,26 @@ class BatchFolder:
     def __init__(self, context: Context, batch: Batch) -> None:
         self.batch, self._context = batch, context
         self.path = context.run.recover / batch.id
-        self._checkpoint = self.path / CHECKPOINT
+        # The stamp is that of recover/, which holds all batches.
+        self._stage = StageFolder(context, "recover", self.path, stamped=False)
 
     @property
     def done(self) -> bool:
-        return is_done(self.path)
+        return self._stage.done
 
     @property
     def started(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return self._checkpoint.exists()
+        return self._stage.checkpoint.exists()
 
     def load(self) -> State:
         """The state of the batch, on the CPU: its checkpoint, or its initial images."""
         if self.started:
-            return State.load(self._checkpoint, _CPU)
+            return State.load(self._stage.checkpoint, _CPU)
         return State.start(self._initial())
 
     def save(self, state: State) -> None:
-        state.save(self._checkpoint)
+        state.save(self._stage.checkpoint)
 
     def finish(self, state: State, wait_seconds: float, compile_seconds: float = 0.0) -> None:
         """Write images, tables and times, and mark the batch as done.
@@ -57,14 +57,12 @@ class BatchFolder:
         schedule = Schedule.of(config.recover)
         for round_index, seconds in enumerate(state.round_seconds):
             active = self.batch.active(round_index)
-            row = Record(
-                "recover", self.batch.id, seconds, active, active * schedule.round_length, round_index,
+            self._stage.record(
+                self.batch.id, active, active * schedule.round_length, seconds=seconds, round=round_index,
                 data_wait_s=wait_seconds if round_index == 0 else 0.0,
                 compile_s=compile_seconds if round_index == 0 else 0.0,
             )  # fmt: skip
-            record(self._context.run, row, self._context.device)
-        mark_done(self.path, {"seconds": sum(state.round_seconds), "data_wait_s": wait_seconds})
-        self._checkpoint.unlink(missing_ok=True)
+        self._stage.finish({"seconds": sum(state.round_seconds), "data_wait_s": wait_seconds})
 
     def _initial(self) -> torch.Tensor:
         config, spec = self._context.config, self._context.dataset.spec
