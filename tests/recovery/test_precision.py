@@ -1,4 +1,4 @@
-"""What a device cannot do is refused."""
+"""Number formats, and options that the device does not support."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize("changes", [{"precision": "tf32"}, {"precision": "float16"}, {"kernels": "triton"}])
-def test_a_cpu_is_not_asked_for_what_gpus_do(changes: dict[str, str]) -> None:
+def test_options_that_require_a_gpu_are_refused_on_a_cpu(changes: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"recover.{next(iter(changes))}"):
         check_device(Recover(**changes), CPU)
     check_device(Recover(**changes), GPU)

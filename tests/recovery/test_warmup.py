@@ -1,4 +1,4 @@
-"""Compiled once, warm everywhere: a pack, and processes that start from it."""
+"""Packs of compiled code, and processes that start from them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from delt_hpc.recovery.warmup import shortened
 CPU = torch.device("cpu")
 
 
-def test_the_pack_lies_in_the_run_or_where_the_environment_says(
+def test_the_pack_is_in_the_run_folder_or_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
@@ -34,7 +34,7 @@ def test_without_a_pack_nothing_happens(tmp_path: Path) -> None:
     assert not compile_cache.unpack(tmp_path)
 
 
-def test_files_of_both_caches_travel_in_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_both_caches_are_in_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"triton/key/kernel.cubin": b"\x7fELF", "inductor/ab/c.so": b"so", "inductor/triton/0/k/x.json": b"{}"}
     left = {"inductor/fxgraph/ab/graph": b"", "inductor/locks/ab.lock": b""}
     for name, content in (files | left).items():
