@@ -12,6 +12,7 @@ from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.errors import UserError
 from delt_hpc.recovery import device_tables
+from delt_hpc.recovery.compiled import compile_with_fallback
 from delt_hpc.recovery.cuda_graph import GraphedIteration
 from delt_hpc.recovery.device_tables import Layout
 from delt_hpc.recovery.precision import NumericFormat, backend_flags
@@ -65,12 +66,7 @@ class Engine:
         self._schedule, self._network = Schedule.of(recover), network
         self._losses = self._segment_losses
         if recover.compiles_on(device.type):
-            # Graphs that contain an autograd.Function (sums over segments) are not cached otherwise.
-            torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-            torch._dynamo.config.recompile_limit = 64  # shapes of all engines in this process
-            # With `deterministic`, the code for a shape must not depend on which shapes were compiled before.
-            dynamic = False if recover.deterministic else None
-            self._losses = torch.compile(self._segment_losses, fullgraph=True, dynamic=dynamic)
+            self._losses = compile_with_fallback(self._segment_losses, deterministic=recover.deterministic)
 
         size, images = spec.size, capacity.images
         rows = packing.segments * capacity.slot + (images if packing.padded else 0)
@@ -90,7 +86,7 @@ class Engine:
         # The current row of the tables. It is on the device, so that replaying a recorded graph advances it.
         self._table_row = zeros(1, of=torch.int64)
         self._low, self._high = (bound.flatten() for bound in pixel_box(spec, self._images))
-        self._graphed_iteration = GraphedIteration(self._iteration, device)
+        self._graphed_iteration = GraphedIteration(self._iteration, device, recover.graphs)
         self.first_seconds = 0.0  # duration of the first iteration: compilation and choice of algorithms
 
     def enter(self, scheduled: ScheduledBatch, state: State) -> None:
