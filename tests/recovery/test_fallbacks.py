@@ -1,4 +1,4 @@
-"""What happens when compilation or the recording of a CUDA graph fails; the failures are fakes."""
+"""What happens when compilation, the recording of a CUDA graph or an allocation fails; the failures are fakes."""
 
 import warnings
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import torch
 from helpers.engines import CLASSES, IPC, by_packed, recover_of, same, small_teacher
 
 from delt_hpc.errors import UserError
+from delt_hpc.recovery import engine
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.compiled import compile_with_fallback
 from delt_hpc.recovery.cuda_graph import WARM_UP, GraphedIteration
@@ -54,7 +55,7 @@ def test_an_engine_whose_compilation_fails_gives_the_uncompiled_result(monkeypat
 
 @pytest.fixture
 def graphed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[GraphedIteration, list[int]]]:
-    """A GraphedIteration that believes to be on a GPU, where every recording fails; and the iterations that ran."""
+    """A GraphedIteration as on a GPU where every recording fails, and the list of iterations that ran."""
 
     def make(graphs: bool | Literal["auto"]) -> tuple[GraphedIteration, list[int]]:
         ran: list[int] = []
@@ -72,7 +73,9 @@ def graphed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[GraphedItera
     return make
 
 
-def test_a_failed_recording_falls_back_with_one_warning(graphed: Callable[..., tuple[GraphedIteration, list[int]]]):
+def test_a_failed_recording_falls_back_with_one_warning(
+    graphed: Callable[..., tuple[GraphedIteration, list[int]]],
+) -> None:
     iteration, ran = graphed("auto")
     with pytest.warns(RuntimeWarning, match="CUDA graph, and recovery goes on without: fake failure") as caught:
         for images in [8] * (WARM_UP + 3) + [16] * (WARM_UP + 3):
@@ -98,3 +101,19 @@ def test_without_graphs_nothing_is_recorded(graphed: Callable[..., tuple[Graphed
     for _ in range(WARM_UP + 2):
         iteration(8)
     assert ran == [8] * (WARM_UP + 2)
+
+
+@pytest.mark.parametrize(
+    ("segments", "remedy"), [(3, "set recover.segments below 3"), (1, "smaller recover.batch_size")]
+)
+def test_too_little_memory_is_an_error_that_names_segments_and_batches(
+    segments: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_failure(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("fake failure: out of memory")
+
+    recover = recover_of()
+    monkeypatch.setattr(engine, "crop_resize", fake_failure)
+    named = rf"(?s)recover.segments: {segments}: .* {segments} segment\(s\) with .*batches 00000-00001.*{remedy}"
+    with pytest.raises(UserError, match=named):
+        by_packed(plan(CLASSES, IPC, recover), small_teacher(), recover, segments=segments)
