@@ -21,7 +21,7 @@ class Tables:
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         draw = torch.Generator().manual_seed(3)
         self.images = torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype)
-        self.first, self.second = torch.zeros_like(self.images), torch.zeros_like(self.images)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.images), torch.zeros_like(self.images)
         self.rows = torch.randperm(shape[0], generator=draw)[: max(1, shape[0] - 1)].to(device)
         self.low = -torch.rand(shape[1], generator=draw, dtype=torch.float64).to(device, dtype)
         self.high = torch.rand(shape[1], generator=draw, dtype=torch.float64).to(device, dtype)
@@ -30,7 +30,7 @@ class Tables:
 
     @property
     def state(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.images, self.first, self.second
+        return self.images, self.exp_avg, self.exp_avg_sq
 
     def steps(self, time: int) -> Tensor:
         """The first row is at step `time`, counted from 1; the others are ten steps ahead."""
@@ -45,7 +45,7 @@ class Tables:
 
     def by_torch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images and moments after each step, by one torch.optim.Adam for each row."""
-        images, first, second = (tensor.clone() for tensor in self.state)
+        images, exp_avg, exp_avg_sq = (tensor.clone() for tensor in self.state)
         parts = [images[row].clone().requires_grad_() for row in self.rows]
         optimizers = [torch.optim.Adam([part], LR, BETAS, EPSILON) for part in parts]
         for i, (part, optimizer) in enumerate(zip(parts, optimizers, strict=True)):
@@ -58,8 +58,8 @@ class Tables:
                 optimizer.step()
                 part.data = part.data.clamp(self.low.view(-1, 1, 1), self.high.view(-1, 1, 1))
                 images[row] = part.detach()
-                first[row], second[row] = (optimizer.state[part][name] for name in ("exp_avg", "exp_avg_sq"))
-            yield images.clone(), first.clone(), second.clone()
+                exp_avg[row], exp_avg_sq[row] = (optimizer.state[part][name] for name in ("exp_avg", "exp_avg_sq"))
+            yield images.clone(), exp_avg.clone(), exp_avg_sq.clone()
 
     def double(self) -> "Tables":
         """The same numbers in float64."""
@@ -117,7 +117,7 @@ def test_any_strides(what: str, backend: Backend, device: torch.device) -> None:
     tables, strided = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
     if what == "tables":
         strided.images = strided.images.contiguous(memory_format=torch.channels_last)
-        strided.second = strided.second.repeat_interleave(2, 0)[::2]
+        strided.exp_avg_sq = strided.exp_avg_sq.repeat_interleave(2, 0)[::2]
     else:
         strided.gradients = strided.gradients.transpose(3, 4).contiguous().transpose(3, 4)
         for name in ("rows", "low", "high"):
@@ -160,8 +160,8 @@ def test_compiles_without_a_break(compiler: str, backend: Backend, device: torch
     eager, compiled = (Tables((3, 2, 4, 4), torch.float32, device) for _ in range(2))
     given = eager.rows, eager.steps(1), eager.low, eager.high
 
-    def function(images: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
-        adam_(images, first, second, gradient.neg(), *given, BETAS, EPSILON, backend=backend)
+    def function(images: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor) -> Tensor:
+        adam_(images, exp_avg, exp_avg_sq, gradient.neg(), *given, BETAS, EPSILON, backend=backend)
         return images.square()
 
     expected = function(*eager.state, eager.gradients[0])
@@ -174,20 +174,20 @@ def test_types_and_shapes_are_checked(device: torch.device) -> None:
     tables = Tables((5, 3, 7, 7), torch.float32, device)
 
     def step(**changed: Tensor) -> None:
-        names = "images", "first", "second", "rows", "low", "high"
+        names = "images", "exp_avg", "exp_avg_sq", "rows", "low", "high"
         given = {name: getattr(tables, name) for name in names} | {"gradient": tables.gradients[0]}
         adam_(**(given | {"steps": tables.steps(1)} | changed), betas=BETAS, epsilon=EPSILON)
 
     step()
     with pytest.raises(TypeError, match=r"images are torch\.float16; expected float32 or float64"):
         step(images=tables.images.half())
-    with pytest.raises(TypeError, match=r"second is torch\.float64; expected torch\.float32 as the images"):
-        step(second=tables.second.double())
-    with pytest.raises(ValueError, match=r"gradient has the shape \(3, 3, 7, 7\); expected \(4, 3, 7, 7\)"):
+    with pytest.raises(TypeError, match=r"exp_avg_sq is torch\.float64; expected torch\.float32, the images' type"):
+        step(exp_avg_sq=tables.exp_avg_sq.double())
+    with pytest.raises(ValueError, match=r"gradient has shape \(3, 3, 7, 7\); expected \(4, 3, 7, 7\)"):
         step(gradient=tables.gradients[0, 1:])
-    with pytest.raises(ValueError, match=r"steps has the shape \(4, 1\); expected \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"steps has shape \(4, 1\); expected \(4, 2\)"):
         step(steps=tables.steps(1)[:, :1])
-    with pytest.raises(ValueError, match=r"high has the shape \(2,\); expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"high has shape \(2,\); expected \(3,\)"):
         step(high=tables.high[:2])
     with pytest.raises(ValueError, match=r"rows \(1, 4\); expected"):
         step(rows=tables.rows[None])

@@ -189,5 +189,5 @@ def test_what_does_not_fit_is_refused() -> None:
         bn_distance([], [], [], [], offsets)
     with pytest.raises(ValueError, match="1 sums, 1 variances, 1 pixels and 2 weights"):
         bn_distance([sums], [variance], [4], [1.0, 1.0], offsets)
-    with pytest.raises(ValueError, match=r"sums 0 have shape \[1, 2, 3\]; expected \[1, 2, 4\]"):
+    with pytest.raises(ValueError, match=r"sums\[0\] has shape \[1, 2, 3\]; expected \[1, 2, 4\]"):
         bn_distance([sums], [torch.ones(4)], [4], [1.0], offsets)

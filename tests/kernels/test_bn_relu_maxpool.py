@@ -1,13 +1,9 @@
 """BatchNorm, ReLU and max pooling with statistics: values and gradients against float64, and what callers rely on."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers.tolerance import assert_no_worse
 from torch import Tensor
-from triton.backends import backends
 
-from delt_kernels.bn_relu_maxpool import stem_stats
+from delt_kernels.bn_relu_maxpool import bn_relu_maxpool
 from delt_kernels.dispatch import Backend
 
 BACKENDS: list[Backend] = ["torch", "triton"]
@@ -94,7 +89,7 @@ def results(
 
 
 def form_of(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
-    return partial(stem_stats, backend=backend)
+    return partial(bn_relu_maxpool, backend=backend)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -168,12 +163,12 @@ def test_operators_keep_torchs_rules(layout: Any, dtype: torch.dtype, device: to
     scale, shift, mean = (tensor.to(device) for tensor in (case.scale, case.shift, case.mean))
     offsets = torch.tensor(case.split, dtype=torch.int32, device=device)
     given = x, scale, shift, mean, offsets
-    torch.library.opcheck(torch.ops.delt.stem_stats.default, given)
-    pooled, sums, taps = torch.ops.delt.stem_stats(*given)
+    torch.library.opcheck(torch.ops.delt.bn_relu_maxpool.default, given)
+    pooled, sums, taps = torch.ops.delt.bn_relu_maxpool(*given)
     gradients = case.gradient.to(device), case.gradient_sums.to(device, sums.dtype)
     assert pooled.shape == case.gradient.shape
     torch.library.opcheck(
-        torch.ops.delt.stem_stats_backward.default, (*gradients, x.detach(), taps, scale, mean, offsets)
+        torch.ops.delt.bn_relu_maxpool_backward.default, (*gradients, x.detach(), taps, scale, mean, offsets)
     )
 
 
@@ -189,7 +184,7 @@ def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
     case = Case.draw((2, 4, 6, 5), (0, 1, 2))
 
     def run(*given: Any) -> tuple[Tensor, Tensor]:
-        pooled, sums = stem_stats(*given, backend="triton")
+        pooled, sums = bn_relu_maxpool(*given, backend="triton")
         return pooled * 2, sums
 
     compiled = results(torch.compile(run, fullgraph=True, backend=compiler), case, device)
@@ -197,67 +192,12 @@ def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-# In a process of its own, since in the interpreter nothing is compiled.
-LOWER = """
-import re, subprocess
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from delt_kernels import head, segments, stem_kernels
-
-def lower(kernel, constants, warps):
-    names = [parameter.name for parameter in kernel.params]
-    kinds = {"x_ptr": "*bf16", "pooled_ptr": "*bf16", "gradient_x_ptr": "*bf16", "taps_ptr": "*u8", "G": "i32"}
-    kinds |= {"offsets_ptr": "*i32"}
-    kinds |= {"gradient_ptr": "*bf16"} if "taps_ptr" in names else {}
-    signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in names}
-    values = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr")}
-    target = GPUTarget("cuda", 90, 32)
-    made = triton.compile(ASTSource(kernel, signature, values, aligned), target=target, options={"num_warps": warps})
-    with open("kernel.cubin", "wb") as file:
-        file.write(made.asm["cubin"])
-    tool = triton.knobs.nvidia.cuobjdump.path
-    usage = subprocess.run([tool, "--dump-resource-usage", "kernel.cubin"], capture_output=True, text=True, check=True)
-    print(kernel.fn.__name__, re.search(r"STACK:(\\d+)", usage.stdout)[1], "ld.global.v4" in made.asm["ptx"])
-
-for innermost in (True, False):
-    choose = segments.Tiles.channels_last if innermost else segments.Tiles.planes
-    tiles = choose(100, 64, 56 * 56, 8)
-    constants = dict(
-        C=64, H=112, W=112, UNIT=tiles.unit, CHUNK=tiles.chunk, CHANNELS_LAST=innermost, BLOCK_R=tiles.block_rows,
-        BLOCK_C=tiles.block_channels, GP=tiles.segments,
-    )
-    lower(stem_kernels.stem_forward, constants, tiles.warps)
-    lower(stem_kernels.stem_backward, constants, tiles.warps)
-channels = (64, 256, 2048)
-layers = dict(STARTS=(0, 64, 320), CHANNELS=channels, PIXELS=(49, 49, 49), WEIGHTS=(10.0, 1.0, 1.0), BLOCK=2048)
-lower(head._forward, layers, head.WARPS)
-lower(head._backward, dict(STARTS=(0, 64, 320), CHANNELS=channels, BLOCK=4096), head.WARPS)
-"""
-
-
-@pytest.mark.skipif("nvidia" not in backends, reason="this Triton compiles for no NVIDIA GPU")
-def test_kernels_of_stem_and_head_lower_for_hopper(tmp_path: Path) -> None:
-    """Compiled for a GPU that need not be there: no register is spilled, and loads are 16 bytes wide."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    process = subprocess.run(
-        [sys.executable, "-c", LOWER], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    rows = [line.split() for line in process.stdout.splitlines()]
-    assert [row[0] for row in rows] == ["stem_forward", "stem_backward"] * 2 + ["_forward", "_backward"]
-    assert {row[1] for row in rows} == {"0"}, rows
-    # All but those of the stem in NCHW, which reads every second pixel.
-    assert all(row[2] == "True" for row in rows[:2] + rows[4:]), rows
-
-
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
         ("x", torch.zeros(3, 4, 5), r"x is torch.float32 \[3, 4, 5\]; expected a float tensor \[N, C, H, W\]"),
         ("mean", torch.zeros(5), r"mean is torch.float32 \[5\]; expected float \[3\]"),
-        ("shift", torch.ones(3, device="meta"), "x is on cpu, another argument on meta; expected one device"),
+        ("shift", torch.ones(3, device="meta"), "x is on cpu, shift on meta; expected one device"),
         ("offsets", torch.tensor([0, 2]), r"offsets is torch.int64 \[2\]; expected int32 \[segments \+ 1\]"),
     ],
 )
@@ -266,4 +206,4 @@ def test_what_does_not_fit_is_refused(name: str, wrong: Tensor, message: str) ->
     given = {"x": torch.zeros(2, 3, 4, 5), "scale": channels, "shift": channels, "mean": channels}
     given["offsets"] = torch.tensor([0, 2], dtype=torch.int32)
     with pytest.raises(ValueError, match=message):
-        stem_stats(**given | {name: wrong})
+        bn_relu_maxpool(**given | {name: wrong})

@@ -222,15 +222,15 @@ def test_shapes_are_checked(device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
     images = case.images(torch.float32, device)
-    with pytest.raises(ValueError, match=r"expected float images \[R, C, S, S\]"):
+    with pytest.raises(ValueError, match=r"expected float \[R, C, S, S\]"):
         crop_resize(images[..., 1:], views, rows, offsets)
-    with pytest.raises(ValueError, match=r"given torch\.uint8 \(6, 2, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"images is torch\.uint8 \[6, 2, 3, 3\]"):
         crop_resize(images.detach().byte(), views, rows, offsets)
     with pytest.raises(ValueError, match=r"expected \[G, 8\] and \[G \+ 1\]"):
         crop_resize(images, views[:2], rows, offsets)
     with pytest.raises(ValueError, match=r"expected \[G, 8\]"):
         crop_resize(images, views[:, :7], rows, offsets)
-    with pytest.raises(ValueError, match=r"rows have the shape \(1, 3\); expected \[N\]"):
+    with pytest.raises(ValueError, match=r"rows has shape \[1, 3\]; expected \[N\]"):
         crop_resize(images, views, rows[None], offsets)
-    with pytest.raises(ValueError, match="expected float gradient"):
+    with pytest.raises(ValueError, match=r"gradient is .*expected float \[N"):
         crop_resize_backward(images[0], views, offsets)

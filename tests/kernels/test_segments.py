@@ -109,7 +109,7 @@ def test_the_grid_is_enough_for_any_offsets(choose, shape: tuple[int, int, int])
         tiles = choose(images, channels, pixels, segments)
         for lengths in ([images], [1] * images, [images // 2, images - images // 2], [images - 1, 1]):
             if 0 < len(lengths) <= segments and min(lengths) >= 0:
-                assert sum(-(-n * tiles.unit // tiles.chunk) for n in lengths) <= tiles.grid[0]
+                assert sum(-(-n * tiles.image_rows // tiles.chunk_rows) for n in lengths) <= tiles.grid[0]
         assert tiles.grid[1] * tiles.block_channels >= channels
         assert tiles.grid[0] * tiles.grid[1] <= max(PROGRAMS, segments * tiles.grid[1])
         assert tiles.segments >= segments

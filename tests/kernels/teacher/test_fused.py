@@ -1,4 +1,4 @@
-"""Whole networks: loss and image gradient are those of the reference objective, in every backend and type."""
+"""Whole networks: loss and image gradient are those of the reference objective, with both backends and in all types."""
 
 import copy
 
@@ -69,7 +69,7 @@ def relative(value: Tensor, expected: Tensor) -> float:
 def test_loss_and_image_gradient_are_those_of_hooks(name: str) -> None:
     size = SIZE.get(name, 32)
     fused = assert_equal_to_hooks(teacher(name, size).double(), size)
-    assert not fused.untraced
+    assert not fused.trace_error
     assert fused.table().splitlines()[-1].partition(": ")[2] == FUSED[name]
 
 
@@ -92,8 +92,8 @@ def test_the_kernels_give_the_same_in_float32(
     fused = FusedTeacher(network, FIRST_WEIGHT, backend="triton", channels_last=channels_last).to(device)
     assert sum(site.forked for site in fused.sites) == forks
     ours = packed(fused, images.float().to(device), labels.to(device))
-    plain = FusedTeacher(network, FIRST_WEIGHT, backend="torch", channels_last=channels_last).to(device)
-    theirs = packed(plain, images.float().to(device), labels.to(device))
+    by_torch = FusedTeacher(network, FIRST_WEIGHT, backend="torch", channels_last=channels_last).to(device)
+    theirs = packed(by_torch, images.float().to(device), labels.to(device))
     assert relative(ours[0].cpu(), loss) <= 2 * relative(theirs[0].cpu(), loss) + 1e-6
     assert relative(ours[1].cpu(), gradient) <= 2 * relative(theirs[1].cpu(), gradient) + 1e-6
 
@@ -127,7 +127,7 @@ def test_half_precision_keeps_statistics_and_tables_in_float32(dtype: torch.dtyp
     state, exact = half.state_dict(), full.state_dict()
     assert state.keys() == exact.keys()
     for name, tensor in state.items():
-        table = "numbers" in name
+        table = "batch_norms" in name
         assert tensor.dtype == (torch.float32 if table else dtype)
         assert torch.equal(tensor, exact[name] if table else exact[name].to(dtype))
 
@@ -164,9 +164,9 @@ def test_a_teacher_stays_in_evaluation_mode() -> None:
 def test_a_teacher_in_training_mode_or_without_batch_norm_is_refused() -> None:
     network = teacher("convnet3", 8)
     network.features[1].train()
-    with pytest.raises(ValueError, match="in training mode; expected one in evaluation mode"):
+    with pytest.raises(ValueError, match="in training mode; expected evaluation mode"):
         FusedTeacher(network)
-    with pytest.raises(ValueError, match="Sequential has no BatchNorm2d with running statistics"):
+    with pytest.raises(ValueError, match="Sequential has no statistics to match"):
         FusedTeacher(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval())
 
 

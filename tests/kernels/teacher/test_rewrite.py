@@ -183,7 +183,7 @@ def test_patterns(name: str) -> None:
     torch.manual_seed(0)
     body, expected = PATTERNS[name]
     fused = assert_equal_to_hooks(randomised(Toy(body)).double(), SIZE)
-    assert not fused.untraced
+    assert not fused.trace_error
     assert tuple(site.operators + ", forked" * site.forked for site in fused.sites) == expected
 
 
@@ -208,7 +208,7 @@ def by_shape(toy: Toy, x: Tensor) -> Tensor:
 def test_hooks_read_what_cannot_be_traced(body: Callable[[Toy, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     fused = assert_equal_to_hooks(randomised(Toy(body)).double(), SIZE)
-    assert fused.table().startswith("torch.fx cannot follow this network (")
+    assert fused.table().startswith("torch.fx cannot trace this network (")
     assert {site.operators for site in fused.sites} == {"statistics by hooks"}
     assert not any(module._forward_pre_hooks for module in fused.modules())
 
@@ -224,10 +224,10 @@ def test_the_first_weight_belongs_to_the_first_layer_in_modules_order() -> None:
     torch.manual_seed(0)
     network = randomised(Toy(lambda toy, x: toy.bn(toy.second(x))))
     images, offsets = torch.randn(OFFSETS[-1], 3, SIZE, SIZE), torch.tensor(OFFSETS, dtype=torch.int32)
-    weighted, plain = (FusedTeacher(network, weight)(images, offsets)[1] for weight in (FIRST_WEIGHT, 1.0))
+    weighted, unweighted = (FusedTeacher(network, weight)(images, offsets)[1] for weight in (FIRST_WEIGHT, 1.0))
     assert [site.name for site in FusedTeacher(network).sites] == ["second", "bn"]
     zero = FusedTeacher(network, 0.0)(images, offsets)[1]
-    torch.testing.assert_close(weighted - zero, FIRST_WEIGHT * (plain - zero))
+    torch.testing.assert_close(weighted - zero, FIRST_WEIGHT * (unweighted - zero))
 
 
 def test_the_table_names_every_site() -> None:
