@@ -10,6 +10,7 @@ import typer
 
 from delt_hpc.bench.kernel_command import bench_kernels
 from delt_hpc.bench.synthesis_command import bench_synthesis
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
@@ -105,7 +106,7 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
     from delt_hpc.config.load import load_config  # noqa: PLC0415
 
     loaded = load_config(config, overrides or ())
-    wanted = _range(classes) if classes is not None else None
+    wanted = ClassRange.parse(classes) if classes is not None else None
     from delt_hpc.recovery.warmup import warmup as warm  # noqa: PLC0415
     from delt_hpc.run.folder import RunFolder  # noqa: PLC0415
 
@@ -220,7 +221,7 @@ def _execute(
 
     config = load_config(source, overrides or ())
     root = _root(source, run_folder, config)
-    wanted = _range(classes) if classes is not None else None
+    wanted = ClassRange.parse(classes) if classes is not None else None
     only = trials.find(trial, config.evaluate) if trial is not None else None
     # After the configuration, so that its errors are told at once.
     from delt_hpc import pipeline  # noqa: PLC0415
@@ -258,14 +259,6 @@ def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
 
     typer.echo(summary.text(root / "report" / "report.json"))
     typer.echo(f"report: {root / 'report' / 'report.html'}")
-
-
-def _range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if first > last:
-        raise UserError("is no class range", where=f"--classes {text}", expected="A-B with A <= B, or one class")
-    return first, last
 
 
 def _stages(text: str) -> tuple[Stage, ...]:

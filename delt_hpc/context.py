@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Machine
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.loader import LoaderConfig, ValidationSet
@@ -32,15 +33,14 @@ class Context:
         """The real validation images, by which teacher and students are judged."""
         return ValidationSet(self.dataset.val, self.dataset.spec, 256, self.loader_config)
 
-    def class_range(self, classes: tuple[int, int] | None) -> tuple[int, int]:
-        """First and last class to work on; all of them unless a range is given."""
+    def class_range(self, classes: ClassRange | None) -> ClassRange:
+        """The classes to work on; all of the data set unless a range is given.
+
+        Raises:
+            UserError: the range lies beyond the last class.
+        """
         count = len(self.dataset.classes)
-        first, last = classes or (0, count - 1)
-        if last >= count:
-            raise UserError(
-                f"class {last} is beyond the last one", where=f"--classes {first}-{last}", expected=f"0 to {count - 1}"
-            )
-        return first, last
+        return (classes or ClassRange(0, count - 1)).within(count)
 
 
 def choose_device(machine: Machine) -> torch.device:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.context import Context, choose_device
@@ -20,8 +21,6 @@ from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
 from delt_hpc.training.trial import Trial
-
-Classes = tuple[int, int] | None
 
 
 def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
@@ -52,11 +51,13 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     return Context(config, run, dataset, device, reporter)
 
 
-def run_stages(context: Context, stages: Sequence[Stage], classes: Classes = None, trial: Trial | None = None) -> None:
+def run_stages(
+    context: Context, stages: Sequence[Stage], classes: ClassRange | None = None, trial: Trial | None = None
+) -> None:
     """Run the stages in the pipeline's order; a finished one is skipped.
 
     Args:
-        classes: first and last class for rank and recover; the others always work on all.
+        classes: the range that rank and recover work on; the other stages always work on all classes.
         trial: the only one that evaluate works on.
     """
     for stage in STAGES:

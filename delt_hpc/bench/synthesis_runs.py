@@ -13,11 +13,11 @@ from delt_hpc.recovery import reference
 from delt_hpc.recovery.augmentation import draw_view, look
 from delt_hpc.recovery.cuda_graph import AHEAD
 from delt_hpc.recovery.device_tables import draw_key
-from delt_hpc.recovery.engine import Engine, fuse
+from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.objective import Objective
 from delt_hpc.recovery.precision import Precision, backends
 from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
+from delt_hpc.recovery.scheduler import PackingPlan
 from delt_hpc.recovery.state import State
 from delt_kernels.teacher.frozen import frozen_copy
 
@@ -114,19 +114,18 @@ class Packed:
         together: all rounds in one pass; else one batch at a time.
     """
 
-    def __init__(
-        self, case: Case, precision: Precision, device: torch.device, *, recover: Recover, together: bool
-    ) -> None:
+    def __init__(self, case: Case, device: torch.device, *, recover: Recover, together: bool) -> None:
         self._case, self._recover, self._device = case, recover, device
-        self._packing = PackingPlan(1, 1 if together else recover.rounds, recover.rounds)
-        capacity = Capacity.of(case.batches, self._packing)
-        network = fuse(case.teacher, recover, precision)
-        self._engine = Engine(network, recover, case.spec, SEED, self._packing, capacity, precision, device=device)
+        packing = PackingPlan(1, 1 if together else recover.rounds, recover.rounds)
+        self._setup = build_engine(case.teacher, recover, case.spec, SEED, case.batches, device=device, packing=packing)
+        self._engine = self._setup.engine
 
     def enter(self, rounds: Sequence[int]) -> int:
         schedule = Schedule.of(self._recover)
-        waiting = [ScheduledBatch(self._case.batches[r], 0, r * schedule.round_length) for r in rounds]
-        scheduler = BatchScheduler(waiting, self._packing, schedule)
+        batches = [self._case.batches[r] for r in rounds]
+        scheduler = self._setup.scheduler(
+            batches, {self._case.batches[r].id: r * schedule.round_length for r in rounds}
+        )
         scheduler.enter()
         self._running = scheduler.running()
         self._states = [State.start(self._case.images(schedule.round(p.t))) for p in self._running]

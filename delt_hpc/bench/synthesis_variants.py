@@ -36,10 +36,9 @@ class Variant:
         recover = case.recipe.recover(
             precision=precision, kernels="triton" if self.triton else "torch", compile=self.compiled
         )
-        numbers = Precision.of(recover, device)
         if self.packed:
-            return Packed(case, numbers, device, recover=recover, together=self.together)
-        return Published(case, numbers, device, compiled=self.compiled)
+            return Packed(case, device, recover=recover, together=self.together)
+        return Published(case, Precision.of(recover, device), device, compiled=self.compiled)
 
     def passes(self, rounds: int) -> list[tuple[int, ...]]:
         """The rounds of each pass that has to be timed."""

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
-from delt_hpc.launch import logs as logging
 from delt_hpc.launch import markers, profile, records
 from delt_hpc.launch import submit as submission
-from delt_hpc.launch.plan import Range
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.run.folder import RunFolder, read_json
 
@@ -57,7 +56,7 @@ def order_of(
     opened: Opened, cluster: str, stages: str | None, classes: str | None, processes: int = 1
 ) -> submission.Order:
     chosen = profile.Profile(parallel=processes) if cluster in HERE else profile.load(cluster)
-    ranges = ranges_of(classes, opened.classes)
+    ranges = ClassRange.parse_many(classes, opened.classes) if classes is not None else ()
     return submission.Order(opened.config, opened.run, chosen, cluster, opened.classes, stages_of(stages), ranges)
 
 
@@ -69,31 +68,6 @@ def stages_of(text: str | None) -> tuple[Stage, ...] | None:
     if unknown:
         raise UserError(f"no stage `{unknown[0]}`", where=f"--stages {text}", expected=", ".join(STAGES))
     return tuple(stage for stage in STAGES if stage in chosen)
-
-
-def ranges_of(text: str | None, count: int) -> tuple[Range, ...]:
-    """`0-9,20,21-30` as ranges apart from one another, in order; `count` is how many classes there are."""
-    found: list[Range] = []
-    for part in text.split(",") if text is not None else ():
-        one = logging.parse_range(part.strip())
-        if one is None or one[0] > one[1]:
-            raise UserError(
-                "is no class range",
-                where=f"--classes {text}",
-                expected="A-B with A <= B, or a class; commas between",
-            )
-        if one[1] >= count:
-            raise UserError(
-                f"class {one[1]} is beyond the last one", where=f"--classes {text}", expected=f"0 to {count - 1}"
-            )
-        found.append(one)
-    joined: list[Range] = []
-    for first, last in sorted(found):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(last, joined[-1][1]))
-        else:
-            joined.append((first, last))
-    return tuple(joined)
 
 
 def train_images_of(run: RunFolder) -> int | None:

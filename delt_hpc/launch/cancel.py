@@ -5,14 +5,15 @@ import platform
 import signal
 from collections.abc import Sequence
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Stage
 from delt_hpc.launch import queue, records
-from delt_hpc.launch.plan import Range, Task
+from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.status import Row
 
 
-def chosen(rows: Sequence[Row], stages: Sequence[Stage] | None, ranges: Sequence[Range]) -> list[Row]:
+def chosen(rows: Sequence[Row], stages: Sequence[Stage] | None, ranges: Sequence[ClassRange]) -> list[Row]:
     """Live tasks of these stages that work on any of these classes; of all where no range is given."""
     return [
         row

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.launch import cancel as cancelling
 from delt_hpc.launch import doctor as site
 from delt_hpc.launch import environment, estimate, figures, profile, progress, queue, records, show
@@ -26,7 +27,6 @@ from delt_hpc.launch.arguments import (
     open_submitted,
     order_of,
     processes_here,
-    ranges_of,
     stages_of,
     train_images_of,
 )
@@ -182,7 +182,8 @@ def cancel(
     if problem:
         typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(standing.NO_ANSWER)
-    chosen = cancelling.chosen(rows, stages_of(stages), ranges_of(classes, opened.classes))
+    ranges = ClassRange.parse_many(classes, opened.classes) if classes is not None else ()
+    chosen = cancelling.chosen(rows, stages_of(stages), ranges)
     try:
         left = cancelling.cancel(LaunchFolder(opened.run), chosen)
     except queue.QueueError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.launch.figures import Rate
@@ -127,11 +128,11 @@ class Work:
             trained = config.teacher.source == "train"
             return self.train_images * config.squeeze.epochs if trained and self.train_images else None
         if task.stage == "rank":
-            first, last = task.classes or (0, self.classes - 1)
-            return self.train_images * (last - first + 1) // self.classes if self.train_images else None
+            classes = task.classes or ClassRange(0, self.classes - 1)
+            return self.train_images * len(classes) // self.classes if self.train_images else None
         if task.stage == "recover":
             assert task.classes
-            return sum(self._passes.get(c, 0) for c in range(task.classes[0], task.classes[1] + 1))
+            return sum(self._passes.get(c, 0) for c in task.classes.indices)
         if task.stage == "evaluate":
             return images * config.evaluate.epochs
         return images

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.errors import UserError
-from delt_hpc.launch.plan import Range
 from delt_hpc.launch.status import Row
 
 _POLL_SECONDS = 0.5
@@ -69,14 +69,8 @@ def follow(paths: Callable[[], Sequence[Path]], ended: Callable[[], bool]) -> It
 def _names(row: Row, what: str) -> bool:
     if what in (row.task.stage, row.task.unit, row.task.name):
         return True
-    classes = parse_range(what)
-    mine = row.task.classes
-    return bool(classes and mine and mine[0] <= classes[1] and classes[0] <= mine[1])
-
-
-def parse_range(text: str) -> Range | None:
-    """A-B or A; None of anything else."""
-    first, dash, last = text.partition("-")
-    if not first.isdigit() or (dash and not last.isdigit()):
-        return None
-    return int(first), int(last or first)
+    try:
+        classes = ClassRange.parse(what)
+    except UserError:
+        return False
+    return row.task.classes is not None and row.task.classes.overlaps(classes)

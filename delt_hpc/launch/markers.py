@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.index import ClassMap, class_folders
@@ -48,10 +49,10 @@ class Markers:
 
     def classes_done(self, task: Task) -> tuple[int, int]:
         """Classes ranked of classes asked for."""
-        first, last = task.classes or (0, self.classes - 1)
+        classes = self._classes(task)
         if is_done(self.run.rank):
-            return last - first + 1, last - first + 1
-        return sum(f"{c:05d}.csv" in self._ranked for c in range(first, last + 1)), last - first + 1
+            return len(classes), len(classes)
+        return sum(self.run.class_ranking(c).name in self._ranked for c in classes.indices), len(classes)
 
     def images_done(self, task: Task) -> tuple[int, int]:
         """Images recovered of images asked for, counted by finished batches."""
@@ -71,8 +72,10 @@ class Markers:
         return [task for task in plan.whole(self.config, stage, self.classes) if not self.done(task)]
 
     def _of(self, task: Task) -> list[batches.Batch]:
-        first, last = task.classes or (0, self.classes - 1)
-        return [batch for start in range(first, last + 1) for batch in self._batches.get(start, ())]
+        return [batch for start in self._classes(task).indices for batch in self._batches.get(start, ())]
+
+    def _classes(self, task: Task) -> ClassRange:
+        return task.classes or ClassRange(0, self.classes - 1)
 
     def _report_is_current(self) -> bool:
         """It is there and younger than all that it shows."""

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.profile import Profile
@@ -13,26 +14,24 @@ RANGED: tuple[Stage, ...] = ("rank", "recover")
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
 WAVES = 4  # tasks a slot, so that a slow one does not hold up a stage
 
-Range = tuple[int, int]
-
 
 @dataclass(frozen=True)
 class Task:
     """What one job, or one element of an array, does.
 
     Attributes:
-        classes: first and last class, of rank and recover.
+        classes: of rank and recover.
         trial: of evaluate.
     """
 
     stage: Stage
-    classes: Range | None = None
+    classes: ClassRange | None = None
     trial: Trial | None = None
 
     @property
     def unit(self) -> str:
         if self.classes:
-            return f"{self.classes[0]:05d}-{self.classes[1]:05d}"
+            return str(self.classes)
         return self.trial.id if self.trial else "all"
 
     @property
@@ -42,8 +41,7 @@ class Task:
     def overlaps(self, other: "Task") -> bool:
         """Both work on the same thing."""
         if self.classes and other.classes:
-            same = self.classes[0] <= other.classes[1] and other.classes[0] <= self.classes[1]
-            return self.stage == other.stage and same
+            return self.stage == other.stage and self.classes.overlaps(other.classes)
         return self == other
 
 
@@ -65,7 +63,7 @@ class Job:
         if len(self.tasks) == 1:
             what = "" if first.unit == "all" else f"-{first.unit}"
         elif first.classes and last.classes:
-            what = f"-{first.classes[0]:05d}-{last.classes[1]:05d}"
+            what = f"-{ClassRange(first.classes.first, last.classes.last)}"
         else:
             what = f"-{len(self.tasks)}-trials"
         return f"{run}-{self.stage}{what}"
@@ -95,21 +93,21 @@ def whole(config: Config, stage: Stage, classes: int) -> list[Task]:
     if stage not in RANGED or (stage == "rank" and config.rank.csv):
         return [Task(stage)]
     block = block_size(config.select.ipc, config.recover)
-    return [Task(stage, (first, min(first + block, classes) - 1)) for first in range(0, classes, block)]
+    return [Task(stage, ClassRange(first, min(first + block, classes) - 1)) for first in range(0, classes, block)]
 
 
-def within(tasks: Iterable[Task], ranges: Sequence[Range]) -> list[Task]:
-    """The tasks of these class ranges, which are apart from one another and may cut none; all where there is none."""
+def within(tasks: Iterable[Task], ranges: Sequence[ClassRange]) -> list[Task]:
+    """The tasks of these class ranges, which do not overlap and may not cut a task; all tasks without a range."""
     if not ranges:
         return list(tasks)
     chosen: list[Task] = []
     for task in tasks:
-        for first, last in ranges:
-            if not task.classes or task.classes[1] < first or task.classes[0] > last:
+        for classes in ranges:
+            if not task.classes or not classes.overlaps(task.classes):
                 continue
-            if task.classes[0] < first or task.classes[1] > last:
+            if not classes.contains(task.classes):
                 raise UserError(
-                    f"classes {first}-{last} cut the recovery batch of classes {task.unit}",
+                    f"classes {classes} cut the recovery batch of classes {task.unit}",
                     where="--classes",
                     expected="ranges that begin and end with a batch",
                 )
@@ -133,10 +131,10 @@ def join(tasks: Iterable[Task], most: int) -> list[Task]:
     joined: list[Task] = []
     for task in tasks:
         last = joined[-1] if joined else None
-        if last and last.classes and task.classes and last.classes[1] + 1 == task.classes[0]:
-            first = last.classes[0]
-            if task.classes[1] - first < most:
-                joined[-1] = Task(task.stage, (first, task.classes[1]))
+        if last and last.classes and task.classes and last.classes.last + 1 == task.classes.first:
+            both = ClassRange(last.classes.first, task.classes.last)
+            if len(both) <= most:
+                joined[-1] = Task(task.stage, both)
                 continue
         joined.append(task)
     return joined
@@ -149,7 +147,7 @@ def jobs(
     *,
     done: Collection[Task] = (),
     stages: Iterable[Stage] | None = None,
-    only: Sequence[Range] = (),
+    only: Sequence[ClassRange] = (),
     max_array_size: int = DEFAULT_MAX_ARRAY_SIZE,
 ) -> list[Job]:
     """The jobs of what is missing, in the order of the stages.

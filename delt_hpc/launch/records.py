@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.plan import Task
@@ -144,9 +145,10 @@ def exclusive(folder: LaunchFolder) -> Iterator[None]:
 
 
 def _plain(task: Task) -> dict[str, Any]:
-    return {"stage": task.stage, "classes": task.classes, "trial": vars(task.trial) if task.trial else None}
+    classes = [task.classes.first, task.classes.last] if task.classes else None
+    return {"stage": task.stage, "classes": classes, "trial": vars(task.trial) if task.trial else None}
 
 
 def _task(content: dict[str, Any]) -> Task:
     trial, classes = content["trial"], content["classes"]
-    return Task(content["stage"], (classes[0], classes[1]) if classes else None, Trial(**trial) if trial else None)
+    return Task(content["stage"], ClassRange(*classes) if classes else None, Trial(**trial) if trial else None)

@@ -127,7 +127,7 @@ def status_json(rows: Sequence[Row], eta: dict[Stage, float], problem: str, code
             {
                 "stage": row.task.stage,
                 "unit": row.task.unit,
-                "classes": row.task.classes,
+                "classes": [row.task.classes.first, row.task.classes.last] if row.task.classes else None,
                 "state": row.state,
                 "word": row.word,
                 "executor": row.executor,

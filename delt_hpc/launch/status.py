@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import plan, queue, records
 from delt_hpc.launch.markers import Markers
@@ -101,9 +102,9 @@ def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Ow
             if not task.classes:
                 found[task] = _Owned(submission, position)
                 continue
-            first, last = task.classes
-            for start in range(first, last + 1, block):
-                found[Task(task.stage, (start, min(start + block - 1, last)))] = _Owned(submission, position)
+            for start in task.classes.indices[::block]:
+                part = ClassRange(start, min(start + block - 1, task.classes.last))
+                found[Task(task.stage, part)] = _Owned(submission, position)
     return found
 
 
@@ -144,7 +145,9 @@ def _row(
     problem: str,
 ) -> Row:
     first, last = tasks[0], tasks[-1]
-    task = Task(first.stage, (first.classes[0], last.classes[1])) if first.classes and last.classes else first
+    task = first
+    if first.classes and last.classes:
+        task = Task(first.stage, ClassRange(first.classes.first, last.classes.last))
     finished = all(markers.done(t) for t in tasks)
     done, asked = _progress(markers, task, finished)
     if owner is None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import STAGES, Config, Stage, identity
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import plan, queue, records, status
 from delt_hpc.launch.executor import ScriptExecutor, SubmissionError, command, outside_any_job
 from delt_hpc.launch.markers import Markers
-from delt_hpc.launch.plan import Job, Range
+from delt_hpc.launch.plan import Job
 from delt_hpc.launch.profile import Profile, interpreter
 from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
@@ -40,7 +41,7 @@ class Order:
     cluster: str
     classes: int
     stages: tuple[Stage, ...] | None = None
-    only: tuple[Range, ...] = ()
+    only: tuple[ClassRange, ...] = ()
 
     @property
     def folder(self) -> LaunchFolder:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.schedule import entry_rounds
@@ -29,8 +30,11 @@ class Batch:
     @property
     def id(self) -> str:
         """Name of its folder and key of its random draws: 00020-00029, or 00007-00007.p1 for a part of a class."""
-        classes = f"{self.first:05d}-{self.last:05d}"
-        return classes if self.parts == 1 else f"{classes}.p{self.part}"
+        return str(self.classes) if self.parts == 1 else f"{self.classes}.p{self.part}"
+
+    @property
+    def classes(self) -> ClassRange:
+        return ClassRange(self.first, self.last)
 
     def active(self, round_index: int) -> int:
         """How many images are optimised in that round."""
@@ -67,24 +71,18 @@ def plan(classes: int, ipc: int, recover: Recover) -> list[Batch]:
     return batches
 
 
-def of_classes(batches: list[Batch], first: int, last: int) -> list[Batch]:
-    """The batches of classes first..last.
+def of_classes(batches: list[Batch], classes: ClassRange) -> list[Batch]:
+    """The batches of a class range.
 
     Raises:
         UserError: the range cuts a batch.
     """
-    inside = [batch for batch in batches if first <= batch.first and batch.last <= last]
-    cut = [
-        batch
-        for batch in batches
-        if batch.first <= last and batch.last >= first and not (first <= batch.first and batch.last <= last)
-    ]
-    if cut:
-        width = cut[0].last - cut[0].first + 1
-        raise UserError(
-            f"classes {first}-{last} cut the batch of classes {cut[0].first}-{cut[0].last}",
-            where="--classes",
-            expected=f"ranges that begin and end with a batch, e.g. {cut[0].first}-{cut[0].last}; batches span {width}"
-            " classes (recover.batch_size // select.ipc)",
-        )
-    return inside
+    for batch in batches:
+        if classes.overlaps(batch.classes) and not classes.contains(batch.classes):
+            raise UserError(
+                f"classes {classes} cut the batch of classes {batch.classes}",
+                where="--classes",
+                expected=f"ranges that begin and end with a batch, e.g. {batch.classes}; batches span"
+                f" {len(batch.classes)} classes (recover.batch_size // select.ipc)",
+            )
+    return [batch for batch in batches if classes.contains(batch.classes)]

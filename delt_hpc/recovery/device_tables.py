@@ -62,7 +62,7 @@ def layout(running: Sequence[ScheduledBatch], packing: PackingPlan, capacity: Ca
         seated = {(scheduled.place, scheduled.lane): scheduled for scheduled in running}
         runs = []
         for place in range(packing.places):
-            for lane in range(packing.width):
+            for lane in range(packing.lanes):
                 scheduled = seated.get((place, lane))
                 used = active[id(scheduled)] if scheduled else 0
                 runs += [Run(scheduled, used), Run(None, capacity.places[place] - used)]

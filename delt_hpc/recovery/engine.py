@@ -69,7 +69,7 @@ class Engine:
             dynamic = False if recover.deterministic else None
             self._losses = torch.compile(self._plain_losses, fullgraph=True, dynamic=dynamic)
 
-        size, most = spec.size, capacity.most
+        size, most = spec.size, capacity.images
         rows = packing.segments * capacity.slot + (most if packing.padded else 0)
         segments = packing.segments * (2 if packing.padded else 1)
         longest = min(LONGEST, self._schedule.round_length)

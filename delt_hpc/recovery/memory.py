@@ -46,7 +46,7 @@ def segments(
         packing = PackingPlan.of(wanted, recover.rounds, count, recover.deterministic)
         capacity = Capacity.of(every, packing)
         # Twice: a shape is run as it is first, while the graphs of smaller ones hold their own memory.
-        return 2 * capacity.most * per_image + packing.segments * capacity.slot * held
+        return 2 * capacity.images * per_image + packing.segments * capacity.slot * held
 
     return most(needed, (1 - RESERVE) * torch.cuda.mem_get_info(device)[0], min(wanted, MOST_A_ROUND * recover.rounds))
 

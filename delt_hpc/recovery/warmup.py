@@ -4,20 +4,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Recover
 from delt_hpc.context import choose_device
 from delt_hpc.data.catalog.specs import SPECS, DatasetSpec, resolve
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models import registry
-from delt_hpc.recovery import compile_cache, images, memory
+from delt_hpc.recovery import compile_cache, images
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.cuda_graph import WARM_UP
-from delt_hpc.recovery.drive import run_batches
-from delt_hpc.recovery.engine import Engine, fuse
-from delt_hpc.recovery.precision import Precision, check
-from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
+from delt_hpc.recovery.engine_setup import build_engine
+from delt_hpc.recovery.precision import check
+from delt_hpc.recovery.scheduler import ScheduledBatch, run_batches
 from delt_hpc.recovery.state import State
 from delt_hpc.run.folder import RunFolder, read_json
 
@@ -38,13 +37,13 @@ class Warmed:
     seconds: float
 
 
-def warmup(config: Config, run: RunFolder, classes: tuple[int, int] | None = None) -> Warmed:
+def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) -> Warmed:
     """Go through every shape of the run's recovery once, on random images and weights, and pack what was compiled.
 
     What is compiled depends on the teacher's architecture, not on its weights: no stage need have run.
 
     Args:
-        classes: first and last class of a task; the batches of a pass depend on how many a task has. All by default.
+        classes: the range of a task; the batches of a pass depend on how many a task has. All by default.
 
     Raises:
         UserError: the image size and the class count are not known yet, or the network does not go with them.
@@ -60,23 +59,17 @@ def warmup(config: Config, run: RunFolder, classes: tuple[int, int] | None = Non
         teacher = registry.build(config.teacher.model, spec.classes, spec.size)
     teacher = teacher.to(device).eval().requires_grad_(False)
     every = plan(spec.classes, config.select.ipc, recover)
-    mine = every if classes is None else of_classes(every, *classes)
-    precision = Precision.of(recover, device)
-    network = fuse(teacher, recover, precision)
-    segments = memory.segments(recover, network, precision, spec, every, len(mine), device)
+    mine = every if classes is None else of_classes(every, classes)
+    setup = build_engine(teacher, recover, spec, 0, every, device=device, batch_count=len(mine))
     # As many as it takes for every place to be filled and emptied.
-    batches = mine[: 2 * segments]
-    packing = PackingPlan.of(len(mine), recover.rounds, segments, recover.deterministic)
-    engine = Engine(network, recover, spec, 0, packing, Capacity.of(every, packing), precision, device=device)
-    waiting = [ScheduledBatch(batch, i % packing.width) for i, batch in enumerate(batches)]
-    scheduler = BatchScheduler(waiting, packing, Schedule.of(recover))
+    scheduler = setup.scheduler(mine[: 2 * setup.packing.segments])
 
     def load(scheduled: ScheduledBatch) -> State:
         return State.start(images.noise(scheduled.batch, spec, 0, "warmup"))
 
-    run_batches(engine, scheduler, load, lambda scheduled, state: None)
+    run_batches(setup.engine, scheduler, load, lambda scheduled, state: None)
     compile_cache.pack(folder)
-    return Warmed(folder, was_there, engine.first_seconds, time.perf_counter() - began)
+    return Warmed(folder, was_there, setup.engine.first_seconds, time.perf_counter() - began)
 
 
 def spec_of(config: Config, run: RunFolder) -> DatasetSpec:

@@ -49,6 +49,9 @@ class RunFolder:
     def index(self, split: str) -> Path:
         return self.root / "index" / f"{split}.csv"
 
+    def class_ranking(self, class_index: int) -> Path:
+        return self.rank / f"{class_index:05d}.csv"
+
 
 @contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:

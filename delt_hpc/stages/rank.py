@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.data.bad_files import BadFiles
@@ -20,13 +21,13 @@ from delt_hpc.run.timing import Record, record
 READ_BY = "read_by.json"
 
 
-def rank(context: Context, classes: tuple[int, int] | None = None) -> None:
+def rank(context: Context, classes: ClassRange | None = None) -> None:
     """Rank the classes of the range; write ranking.csv when no class is missing any more.
 
     Classes that different decoders or versions of them have read are not put into one ranking.
     """
     run, config = context.run, context.config
-    first, last = context.class_range(classes)
+    classes = context.class_range(classes)
     stamp(run.rank, stage_identity(config, "rank", run))
     if is_done(run.rank):
         return
@@ -34,7 +35,7 @@ def rank(context: Context, classes: tuple[int, int] | None = None) -> None:
         write_ranking(run.ranking, read_given(config.rank.csv, context.dataset.train, context.dataset.classes))
         mark_done(run.rank, {"given": str(config.rank.csv)})
         return
-    wanted = [c for c in range(first, last + 1) if not _path(context, c).exists()]
+    wanted = [c for c in classes.indices if not _path(context, c).exists()]
     if wanted:
         stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
         _score(context, wanted)
@@ -45,7 +46,7 @@ def rank(context: Context, classes: tuple[int, int] | None = None) -> None:
 
 
 def _path(context: Context, class_index: int) -> Path:
-    return context.run.rank / f"{class_index:05d}.csv"
+    return context.run.class_ranking(class_index)
 
 
 def _score(context: Context, wanted: list[int]) -> None:
@@ -75,7 +76,7 @@ def _score(context: Context, wanted: list[int]) -> None:
     for class_index in wanted[finished:]:
         _finish(context, class_index, results, bad)
     seconds = time.perf_counter() - began
-    unit = f"{wanted[0]:05d}-{wanted[-1]:05d}"
+    unit = str(ClassRange(wanted[0], wanted[-1]))
     record(
         context.run, Record("rank", unit, seconds, len(positions), len(positions), data_wait_s=waited), context.device
     )

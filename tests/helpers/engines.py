@@ -11,10 +11,7 @@ from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery import device_tables, reference
 from delt_hpc.recovery.batches import Batch, plan
-from delt_hpc.recovery.engine import Engine, fuse
-from delt_hpc.recovery.precision import Precision
-from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
+from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.state import State
 
 SIZE, CLASSES, IPC = 8, 5, 5
@@ -79,30 +76,26 @@ def by_packed(
     states: dict[str, State] | None = None,
 ) -> dict[str, State]:
     """Recover the batches; stopped after so many iterations, what a checkpoint would hold."""
-    precision = Precision.of(recover, device)
-    every = plan(CLASSES, IPC, recover)
-    packing = PackingPlan.of(len(batches), recover.rounds, segments, recover.deterministic)
-    engine = Engine(
-        fuse(teacher.to(device), recover, precision), recover, SPEC, 7, packing, Capacity.of(every, packing), precision,
-        device=device, dtype=dtype,
+    recover = recover.model_copy(update={"segments": segments})
+    setup = build_engine(
+        teacher.to(device), recover, SPEC, 7, plan(CLASSES, IPC, recover),
+        device=device, batch_count=len(batches), dtype=dtype,
     )  # fmt: skip
     states = dict(states or {})
-    numbers = {batch.id: i for i, batch in enumerate(every if recover.deterministic else batches)}
-    waiting = [
-        ScheduledBatch(batch, numbers[batch.id] % packing.width, states[batch.id].t if batch.id in states else 0)
-        for batch in batches
-    ]
-    scheduler, finished, left = BatchScheduler(waiting, packing, Schedule.of(recover)), {}, stop_after
+    scheduler = setup.scheduler(batches, {id_: state.t for id_, state in states.items()})
+    engine, finished, left = setup.engine, {}, stop_after
     while scheduler:
         for scheduled in scheduler.enter():
             engine.enter(scheduled, states.setdefault(scheduled.batch.id, first(scheduled.batch, dtype)))
         running = scheduler.running()
-        iterations = scheduler.stretch() if left is None else min(left, scheduler.stretch())
+        iterations = (
+            scheduler.iterations_to_round_end() if left is None else min(left, scheduler.iterations_to_round_end())
+        )
         done = engine.run(running, [states[p.batch.id] for p in running], iterations, lambda images: False)
         for scheduled in scheduler.advance(done):
             finished[scheduled.batch.id] = engine.snapshot(scheduled, states[scheduled.batch.id])
         if left is not None and (left := left - done) == 0:
-            return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.travelling}
+            return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.in_flight}
     return finished
 
 

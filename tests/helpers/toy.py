@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import merge, parse_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.context import Context
-from delt_hpc.pipeline import Classes, open_run, run_stages
+from delt_hpc.pipeline import open_run, run_stages
 from delt_hpc.run.progress import Reporter
 
 FOLDERS = ("00010", "10", "two words", "été")  # in this order also by ImageFolder
@@ -59,7 +60,7 @@ def start(configure: Callable[..., Config]) -> Start:
         root: Path,
         stages: tuple[Stage, ...] | None = None,
         changes: dict[str, Any] | None = None,
-        classes: Classes = None,
+        classes: ClassRange | None = None,
     ) -> Context:
         config = configure(changes)
         context = open_run(config, root, Reporter(quiet=True))

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.errors import UserError
 from delt_hpc.launch import cancel, logs
 from delt_hpc.launch.plan import Task
@@ -12,9 +13,9 @@ from delt_hpc.training.trial import Trial
 
 TRIAL = Trial("convnet3", 1, "random-soft")
 ROWS = [
-    Row(Task("rank", (0, 9)), "done", job="3"),
-    Row(Task("recover", (0, 3)), "running", executor="slurm", job="4_0"),
-    Row(Task("recover", (4, 9)), "failed", job="4_1"),
+    Row(Task("rank", ClassRange(0, 9)), "done", job="3"),
+    Row(Task("recover", ClassRange(0, 3)), "running", executor="slurm", job="4_0"),
+    Row(Task("recover", ClassRange(4, 9)), "failed", job="4_1"),
     Row(Task("evaluate", trial=TRIAL), "pending", executor="slurm", job="5"),
 ]
 
@@ -71,7 +72,7 @@ def test_a_task_without_a_log_of_its_own_shows_what_its_job_wrote(tmp_path: Path
 def test_what_is_live_is_cancelled_by_stage_and_classes() -> None:
     assert cancel.chosen(ROWS, None, ()) == [ROWS[1], ROWS[3]]
     assert cancel.chosen(ROWS, ("evaluate",), ()) == [ROWS[3]]
-    assert cancel.chosen(ROWS, None, [(3, 20)]) == [ROWS[1]]
+    assert cancel.chosen(ROWS, None, [ClassRange(3, 20)]) == [ROWS[1]]
     assert cancel.chosen(ROWS, None, [(4, 20)]) == []
     assert cancel.chosen(ROWS, None, [(0, 0), (7, 8)]) == [ROWS[1]]
 

@@ -1,5 +1,6 @@
 import pytest
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Config
 from delt_hpc.errors import UserError
@@ -25,9 +26,9 @@ def test_ranges_cover_every_class_once_and_cut_no_batch(recipe: str, classes: in
     block = block_size(given.select.ipc, given.recover)
     for stage in ("rank", "recover"):
         tasks = [t for job in plan.jobs(given, site, classes) if job.stage == stage for t in job.tasks]
-        seen = [c for t in tasks if t.classes for c in range(t.classes[0], t.classes[1] + 1)]
+        seen = [c for t in tasks if t.classes for c in t.classes.indices]
         assert seen == list(range(classes))
-        assert all(t.classes and t.classes[0] % block == 0 for t in tasks)
+        assert all(t.classes and t.classes.first % block == 0 for t in tasks)
 
 
 def test_width_follows_the_slots_or_the_profile() -> None:
@@ -51,23 +52,23 @@ def test_arrays_hold_as_much_as_the_cluster_allows_and_share_the_slots() -> None
 def test_only_what_is_missing_is_joined_across_no_gap() -> None:
     given = config("recover.batch_size=6")  # two classes a batch
     site = profile.parse({"classes_per_task": 6}, "x")
-    done = {Task("recover", (4, 5))}
+    done = {Task("recover", ClassRange(4, 5))}
     (job,) = plan.jobs(given, site, 10, done=done, stages=("recover",))
-    assert [task.classes for task in job.tasks] == [(0, 3), (6, 9)]
+    assert [task.classes for task in job.tasks] == [ClassRange(0, 3), ClassRange(6, 9)]
 
 
 def test_a_class_range_takes_rank_and_recover_alone_and_cuts_no_batch() -> None:
     given = config("recover.batch_size=6")
-    jobs = plan.jobs(given, GPU, 10, only=[(2, 5)])
+    jobs = plan.jobs(given, GPU, 10, only=[ClassRange(2, 5)])
     assert [(job.stage, job.tasks[0].unit, job.tasks[-1].unit) for job in jobs] == [
         ("rank", "00002-00003", "00004-00005"),
         ("recover", "00002-00003", "00004-00005"),
     ]
     with pytest.raises(UserError, match="cut the recovery batch"):
-        plan.jobs(given, GPU, 10, only=[(3, 5)])
+        plan.jobs(given, GPU, 10, only=[ClassRange(3, 5)])
     wide = profile.parse({"classes_per_task": 10}, "x")
-    (job,) = plan.jobs(given, wide, 10, only=[(0, 1), (4, 7)], stages=("recover",))
-    assert [task.classes for task in job.tasks] == [(0, 1), (4, 7)]
+    (job,) = plan.jobs(given, wide, 10, only=[ClassRange(0, 1), ClassRange(4, 7)], stages=("recover",))
+    assert [task.classes for task in job.tasks] == [ClassRange(0, 1), ClassRange(4, 7)]
 
 
 def test_evaluation_is_a_task_for_each_student_seed_and_arm() -> None:
@@ -111,7 +112,7 @@ def test_names_say_run_stage_and_range() -> None:
 
 
 def test_overlap() -> None:
-    assert Task("recover", (0, 3)).overlaps(Task("recover", (3, 5)))
-    assert not Task("recover", (0, 3)).overlaps(Task("recover", (4, 5)))
-    assert not Task("recover", (0, 3)).overlaps(Task("rank", (0, 3)))
+    assert Task("recover", ClassRange(0, 3)).overlaps(Task("recover", ClassRange(3, 5)))
+    assert not Task("recover", ClassRange(0, 3)).overlaps(Task("recover", ClassRange(4, 5)))
+    assert not Task("recover", ClassRange(0, 3)).overlaps(Task("rank", ClassRange(0, 3)))
     assert Task("select").overlaps(Task("select"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
 from delt_hpc.launch import records, show, status
 from delt_hpc.launch.markers import Markers, class_count
@@ -107,7 +108,7 @@ def test_a_process_that_ended_without_a_word_is_lost(run: RunFolder, submitted: 
 
 
 def test_a_task_that_said_why_has_failed(run: RunFolder, submitted: Submitted) -> None:
-    task, folder = Task("recover", (0, 3)), LaunchFolder(run)
+    task, folder = Task("recover", ClassRange(0, 3)), LaunchFolder(run)
     submitted(task, job="999999999")
     for restart in (0, 1):
         records.tell(folder, task, records.event("started", "999999999", restart))
@@ -134,8 +135,8 @@ def test_a_process_that_lives_runs_and_one_elsewhere_is_not_known(run: RunFolder
 
 
 def test_a_later_submission_takes_over_its_part(run: RunFolder, submitted: Submitted) -> None:
-    submitted(Task("recover", (0, 5)), Task("recover", (6, 9)), job="999999998")
-    submitted(Task("recover", (2, 3)), job="999999999")
+    submitted(Task("recover", ClassRange(0, 5)), Task("recover", ClassRange(6, 9)), job="999999998")
+    submitted(Task("recover", ClassRange(2, 3)), job="999999999")
     rows, _ = status.look(CONFIG, run, CLASSES)
     assert [(r.task.unit, r.job) for r in rows if r.task.stage == "recover"] == [
         ("00000-00001", "999999998_0"),
@@ -238,7 +239,7 @@ def test_classes_are_counted_where_somebody_knows(run: RunFolder, tmp_path: Path
 
 
 def test_many_alike_are_one_line(run: RunFolder) -> None:
-    rows = [Row(Task("recover", (i, i)), "failed" if i == 30 else "done", done=3, asked=3) for i in range(60)]
+    rows = [Row(Task("recover", ClassRange(i, i)), "failed" if i == 30 else "done", done=3, asked=3) for i in range(60)]
     table = show.status(rows, {}, "")
     assert table.row_count == 2
     assert len(show.status_json(rows, {}, "", 4)["tasks"]) == 60

@@ -15,7 +15,6 @@ import pytest
 from delt_hpc.config.load import dump_config, load_config, parse_config
 from delt_hpc.errors import UserError
 from delt_hpc.launch import executor, local, records, submit, work
-from delt_hpc.launch.arguments import ranges_of
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder, exclusive
 from delt_hpc.run.folder import RunFolder, write_text
@@ -167,14 +166,6 @@ def test_mistakes_have_their_exit_code(config: Path, tmp_path: Path) -> None:
         done = launch(*arguments)
         assert done.returncode == 2, done
         assert done.stderr.startswith("error: ")
-
-
-@pytest.mark.parametrize(
-    ("text", "ranges"),
-    [("3", ((3, 3),)), ("7-9, 0-1", ((0, 1), (7, 9))), ("2-3,0-1,3-5", ((0, 5),)), (None, ())],
-)
-def test_class_ranges_are_apart_and_in_order(text: str | None, ranges: tuple[tuple[int, int], ...]) -> None:
-    assert ranges_of(text, 10) == ranges
 
 
 def test_one_submission_at_a_time(tmp_path: Path) -> None:

@@ -5,15 +5,15 @@ import time
 
 import pytest
 
-from delt_hpc.recovery.async_files import WRITES, Background
+from delt_hpc.recovery.async_files import MAX_PENDING_WRITES, AsyncFiles
 from delt_hpc.run.stop import Interrupted
 
 
 def test_writes_happen_in_order_and_are_done_at_the_end() -> None:
     written: list[int] = []
-    with Background() as background:
+    with AsyncFiles() as files:
         for number in range(40):
-            background.write(written.append, number)
+            files.write(written.append, number)
     assert written == list(range(40))
 
 
@@ -21,18 +21,18 @@ def test_a_failed_write_is_not_lost() -> None:
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Background() as background:
-        background.write(fail)
+    with pytest.raises(OSError, match="disk full"), AsyncFiles() as files:
+        files.write(fail)
 
 
 def test_a_failed_write_stops_the_next_one() -> None:
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Background() as background:
-        background.write(fail)
-        for _ in range(WRITES + 1):
-            background.write(lambda: None)
+    with pytest.raises(OSError, match="disk full"), AsyncFiles() as files:
+        files.write(fail)
+        for _ in range(MAX_PENDING_WRITES + 1):
+            files.write(lambda: None)
         pytest.fail("the error came too late")
 
 
@@ -42,10 +42,10 @@ def test_the_error_of_the_work_itself_comes_first_and_writes_are_finished() -> N
     def fail() -> None:
         raise OSError("disk full")
 
-    with pytest.raises(KeyboardInterrupt), Background() as background:
-        background.write(written.append, 1)
-        background.write(fail)
-        background.write(written.append, 2)
+    with pytest.raises(KeyboardInterrupt), AsyncFiles() as files:
+        files.write(written.append, 1)
+        files.write(fail)
+        files.write(written.append, 2)
         raise KeyboardInterrupt
     assert written == [1, 2]
 
@@ -55,8 +55,8 @@ def test_a_stop_does_not_hide_that_nothing_could_be_saved() -> None:
         time.sleep(0.05)
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"), Background() as background:
-        background.write(fail)
+    with pytest.raises(OSError, match="disk full"), AsyncFiles() as files:
+        files.write(fail)
         raise Interrupted
 
 
@@ -65,17 +65,17 @@ def test_another_error_tells_of_the_failed_write_too() -> None:
         time.sleep(0.05)
         raise OSError("disk full")
 
-    with pytest.raises(ValueError, match="broken") as caught, Background() as background:
-        background.write(fail)
+    with pytest.raises(ValueError, match="broken") as caught, AsyncFiles() as files:
+        files.write(fail)
         raise ValueError("broken")
     assert "disk full" in caught.value.__notes__[0]
 
 
 def test_reading_goes_on_beside_writing() -> None:
     read = threading.Event()
-    with Background() as background:
-        background.write(lambda: read.wait(10) or None)
-        result = background.read(lambda: read.set() or "images")
+    with AsyncFiles() as files:
+        files.write(lambda: read.wait(10) or None)
+        result = files.read(lambda: read.set() or "images")
         assert result.result(10) == "images"
 
 
@@ -88,10 +88,10 @@ def test_no_more_than_so_many_writes_wait() -> None:
         release.wait(10)
         waiting[0] -= 1
 
-    with Background() as background:
-        for _ in range(3 * WRITES):
+    with AsyncFiles() as files:
+        for _ in range(3 * MAX_PENDING_WRITES):
             waiting[0] += 1
             most[0] = max(most[0], waiting[0])
-            background.write(write)
-    assert most[0] <= WRITES + 2
+            files.write(write)
+    assert most[0] <= MAX_PENDING_WRITES + 2
     assert waiting[0] == 0

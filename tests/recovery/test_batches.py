@@ -2,6 +2,7 @@
 
 import pytest
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.batches import block_size, of_classes, plan
@@ -65,11 +66,11 @@ def test_mixed_batches_hold_one_image_of_each_class() -> None:
 
 def test_a_class_range_picks_its_batches_and_may_not_cut_one() -> None:
     batches = plan(10, 50, Recover(**ROUNDS))
-    assert [b.id for b in of_classes(batches, 2, 5)] == ["00002-00003", "00004-00005"]
-    with pytest.raises(UserError, match=r"(?s)cut the batch of classes 2-3.*batches span 2"):
-        of_classes(batches, 3, 5)
+    assert [b.id for b in of_classes(batches, ClassRange(2, 5))] == ["00002-00003", "00004-00005"]
+    with pytest.raises(UserError, match=r"(?s)cut the batch of classes 00002-00003.*batches span 2"):
+        of_classes(batches, ClassRange(3, 5))
 
 
 def test_batches_of_a_range_are_those_of_the_whole() -> None:
     batches = plan(9, 10, Recover(batch_size=30, **ROUNDS))
-    assert [b for low in (0, 3, 6) for b in of_classes(batches, low, low + 2)] == batches
+    assert [b for low in (0, 3, 6) for b in of_classes(batches, ClassRange(low, low + 2))] == batches

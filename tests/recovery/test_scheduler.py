@@ -16,7 +16,7 @@ SCHEDULE = Schedule.of(RECOVER)
 
 def passengers(count: int, packing: PackingPlan, starts: dict[int, int] | None = None) -> list[ScheduledBatch]:
     batches = plan(2 * count, 5, RECOVER)
-    return [ScheduledBatch(batch, i % packing.width, (starts or {}).get(i, 0)) for i, batch in enumerate(batches)]
+    return [ScheduledBatch(batch, i % packing.lanes, (starts or {}).get(i, 0)) for i, batch in enumerate(batches)]
 
 
 def travel(waiting: list[ScheduledBatch], packing: PackingPlan) -> list[tuple[int, list[tuple[str, int]], Layout]]:
@@ -25,7 +25,7 @@ def travel(waiting: list[ScheduledBatch], packing: PackingPlan) -> list[tuple[in
     stretches = []
     while scheduler:
         scheduler.enter()
-        running, iterations = scheduler.running(), scheduler.stretch()
+        running, iterations = scheduler.running(), scheduler.iterations_to_round_end()
         placed = layout(running, packing, capacity, SCHEDULE)
         stretches.append((iterations, [(p.batch.id, p.t) for p in running], placed))
         scheduler.advance(iterations)
@@ -38,15 +38,15 @@ def test_the_published_case_has_one_constant_shape() -> None:
     packing = PackingPlan.of(20, recover.rounds, 8, deterministic=False)
     batches = plan(40, 50, recover)
     capacity = Capacity.of(batches, packing)
-    assert (packing.width, packing.places, capacity.places) == (1, 8, (14, 28, 40, 52, 64, 76, 88, 100))
-    assert (capacity.most, capacity.slot) == (462, 100)
+    assert (packing.lanes, packing.places, capacity.places) == (1, 8, (14, 28, 40, 52, 64, 76, 88, 100))
+    assert (capacity.images, capacity.slot) == (462, 100)
     schedule = Schedule.of(recover)
     scheduler = BatchScheduler([ScheduledBatch(batch, 0) for batch in batches], packing, schedule)
     sizes = []
     while scheduler:
         scheduler.enter()
         sizes.append(layout(scheduler.running(), packing, capacity, schedule).images)
-        assert scheduler.stretch() == 500
+        assert scheduler.iterations_to_round_end() == 500
         scheduler.advance(500)
     assert len(sizes) == 20 + 7
     assert sizes[7:20] == [462] * 13

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.toy import FOLDERS, Start
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
 from delt_hpc.data import bad_files
 from delt_hpc.errors import UserError
@@ -69,7 +70,7 @@ def test_scores_of_different_decoders_do_not_go_into_one_ranking(start: Start, t
     start(root, ("squeeze",))
     start(root, ("rank",), {"machine": {"loader": "torchvision"}}, classes=(0, 1))
     with pytest.raises(UserError, match="loader: made with 'torchvision', now 'dali-cpu'"):
-        start(root, ("rank",), {"machine": {"loader": "dali-cpu"}}, classes=(2, 3))
+        start(root, ("rank",), {"machine": {"loader": "dali-cpu"}}, classes=ClassRange(2, 3))
     run = start(root, ("rank",), {"machine": {"loader": "torchvision"}}).run
     assert len(read_ranking(run.ranking)) == 48
 

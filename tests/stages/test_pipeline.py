@@ -12,6 +12,7 @@ from helpers.toy import FOLDERS, Start, images_of
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
 from delt_hpc.distilled import manifest
 from delt_hpc.models import teacher
@@ -107,10 +108,10 @@ def test_a_second_call_does_nothing(finished: Context, start: Start) -> None:
 def test_stages_cut_by_class_range_give_the_same_bytes(finished: Context, start: Start, tmp_path: Path) -> None:
     root = tmp_path / "run"
     start(root, ("squeeze",))
-    for classes in ((2, 2), (0, 1), (3, 3)):
+    for classes in (ClassRange(2, 2), ClassRange(0, 1), ClassRange(3, 3)):
         start(root, ("rank",), classes=classes)
     start(root, ("select",))
-    for classes in ((2, 3), (0, 1)):
+    for classes in (ClassRange(2, 3), ClassRange(0, 1)):
         start(root, ("recover",), classes=classes)
     run = start(root, ("aggregate",)).run
     assert run.ranking.read_bytes() == finished.run.ranking.read_bytes()
