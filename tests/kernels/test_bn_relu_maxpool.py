@@ -1,4 +1,4 @@
-"""BatchNorm, ReLU and max pooling with statistics: values and gradients against float64, and what callers rely on."""
+"""bn_relu_maxpool: values and gradients against float64, and what callers rely on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ TYPED += [(*shape, dtype) for shape in SHAPES[:2] for dtype in (torch.float16, t
 
 @dataclass(frozen=True)
 class Case:
-    """A call of the operator, and gradients of its outputs, on the CPU."""
+    """Arguments of the operator and gradients of its outputs, on the CPU."""
 
     x: Tensor
     scale: Tensor
@@ -60,7 +60,7 @@ class Case:
 
 
 def published(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """PyTorch's own composition in the type of x; sums in float32, or float64."""
+    """PyTorch's own operators in the type of x; sums in float32, float64 for float64."""
     half = torch.full_like(mean, 0.5)  # variance + eps = 1
     z = F.relu(F.batch_norm(x, mean, half, scale, shift, eps=0.5))
     wide = x if x.dtype == torch.float64 else x.float()
@@ -88,7 +88,7 @@ def results(
     return [pooled.detach(), sums.detach(), gradient_x]
 
 
-def form_of(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def operator_with(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
     return partial(bn_relu_maxpool, backend=backend)
 
 
@@ -100,7 +100,7 @@ def test_values_and_gradients(
     shape: Any, split: Any, dtype: torch.dtype, layout: Any, backend: Backend, device: torch.device
 ) -> None:
     case = Case.draw(shape, split, layout, dtype)
-    ours, theirs = (results(run, case, device) for run in (form_of(backend), published))
+    ours, theirs = (results(run, case, device) for run in (operator_with(backend), published))
     exact = results(published, case, device, torch.float64)
     for one, other, true in zip(ours, theirs, exact, strict=True):
         assert_no_worse(one, other, true)
@@ -114,14 +114,14 @@ def test_values_and_gradients(
 def test_float64(shape: Any, split: Any, layout: Any, backend: Backend, device: torch.device) -> None:
     case = Case.draw(shape, split, layout, torch.float64)
     exact = results(published, case, device, torch.float64)
-    for one, true in zip(results(form_of(backend), case, device, torch.float64), exact, strict=True):
+    for one, true in zip(results(operator_with(backend), case, device, torch.float64), exact, strict=True):
         torch.testing.assert_close(one, true, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", [CL, NCHW])
-def test_of_equal_values_the_first_gets_the_gradient(layout: Any, backend: Backend, device: torch.device) -> None:
-    """Small whole numbers: everything is exact, and most windows hold their greatest value more than once."""
+def test_first_of_equal_values_gets_the_gradient(layout: Any, backend: Backend, device: torch.device) -> None:
+    """With small integers everything is exact, and most windows contain their maximum more than once."""
     random = torch.Generator().manual_seed(0)
     x, gradient = torch.randint(-2, 3, (2, 4, 9, 10), generator=random), torch.randint(-8, 9, (2, 4, 5, 5))
     scale, shift, mean = torch.tensor([[1, -1, 2, 1], [0, 0, 1, -3], [0, 1, 0, 0]])
@@ -129,35 +129,35 @@ def test_of_equal_values_the_first_gets_the_gradient(layout: Any, backend: Backe
         x.float().contiguous(memory_format=layout), scale.float(), shift.float(), mean.float(), (0, 1, 2),
         gradient.float(), torch.zeros(2, 2, 4),
     )  # fmt: skip
-    for one, other in zip(results(form_of(backend), case, device), results(published, case, "cpu"), strict=True):
+    for one, other in zip(results(operator_with(backend), case, device), results(published, case, "cpu"), strict=True):
         assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.parametrize("layout", [CL, NCHW])
-def test_a_segment_does_not_depend_on_the_others(layout: Any, device: torch.device) -> None:
+def test_segments_are_independent(layout: Any, device: torch.device) -> None:
     case = Case.draw((4, 5, 7, 6), (0, 1, 3, 4), layout)
-    alone, again = (results(form_of("triton"), case, device) for _ in range(2))
+    alone, again = (results(operator_with("triton"), case, device) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(alone, again, strict=True))
     other = Case.draw((4, 5, 7, 6), (0, 2, 4, 4), layout)
     other.x[2:] = case.x[1:3]
     other.gradient[2:] = case.gradient[1:3]
-    moved = results(form_of("triton"), other, device)
+    moved = results(operator_with("triton"), other, device)
     assert torch.equal(moved[0][2:], alone[0][1:3])
     assert torch.equal(moved[1][1], alone[1][1])
     assert torch.equal(moved[2][2:], alone[2][1:3])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_inputs_that_do_not_lie_in_a_row(backend: Backend, device: torch.device) -> None:
+def test_strided_inputs(backend: Backend, device: torch.device) -> None:
     drawn = Case.draw((2, 3, 10, 7), (0, 1, 2), NCHW)
     case = replace(drawn, x=drawn.x[:, :, ::2].mT, gradient=drawn.gradient[:, :, 1:4].mT)
     assert not case.x.is_contiguous() and not case.x.is_contiguous(memory_format=CL)
-    for one, other in zip(results(form_of(backend), case, device), results(published, case, device), strict=True):
+    for one, other in zip(results(operator_with(backend), case, device), results(published, case, device), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [(CL, torch.float32), (CL, torch.float64), (NCHW, torch.float64)])
-def test_operators_keep_torchs_rules(layout: Any, dtype: torch.dtype, device: torch.device) -> None:
+def test_registration(layout: Any, dtype: torch.dtype, device: torch.device) -> None:
     case = Case.draw((2, 3, 3, 4), (0, 1, 2), layout, dtype)
     x = case.x.to(device).requires_grad_()
     scale, shift, mean = (tensor.to(device) for tensor in (case.scale, case.shift, case.mean))
@@ -176,7 +176,7 @@ def test_operators_keep_torchs_rules(layout: Any, dtype: torch.dtype, device: to
 def test_gradcheck(backend: Backend) -> None:
     case = Case.draw((2, 2, 3, 4), (0, 1, 2), CL, torch.float64)
     rest = *(t.double() for t in (case.scale, case.shift, case.mean)), torch.tensor(case.split, dtype=torch.int32)
-    assert torch.autograd.gradcheck(lambda x: form_of(backend)(x, *rest), case.x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: operator_with(backend)(x, *rest), case.x.requires_grad_())
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -201,7 +201,7 @@ def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
         ("offsets", torch.tensor([0, 2]), r"offsets is torch.int64 \[2\]; expected int32 \[segments \+ 1\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, wrong: Tensor, message: str) -> None:
+def test_bad_arguments_are_rejected(name: str, wrong: Tensor, message: str) -> None:
     channels = torch.ones(3)
     given = {"x": torch.zeros(2, 3, 4, 5), "scale": channels, "shift": channels, "mean": channels}
     given["offsets"] = torch.tensor([0, 2], dtype=torch.int32)
