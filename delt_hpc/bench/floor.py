@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from delt_hpc.bench.peaks import Peak
 from delt_kernels.teacher.fused import FusedTeacher
-from delt_kernels.teacher.sites import Site
+from delt_kernels.teacher.rewrite import Site
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _OBSERVED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLS)

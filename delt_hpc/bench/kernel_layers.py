@@ -17,7 +17,7 @@ class Layer(NamedTuple):
     """What runs as one operator at a BatchNorm layer.
 
     Args:
-        operators: e.g. `bn + add + relu` (`delt_kernels.teacher.sites.Site`).
+        operators: e.g. `bn + add + relu` (`delt_kernels.teacher.rewrite.Site`).
         forked: two others read the output.
     """
 
