@@ -28,14 +28,24 @@ def aggregate(context: Context) -> None:
     """
     run = context.run
     stage = StageFolder(context, "aggregate", run.distilled)
-    if not stage.done:
-        table = _collect(context)
+    faults = _problems(run.distilled) if is_done(run.distilled) else ["not made yet"]
+    if faults:
+        table = _collect(context)  # before the broken set is moved: it may be impossible to make it again
+        if is_done(run.distilled):
+            stage.set_aside(faults)
         with stage.whole() as folder:
             _assemble(context, table, folder)
+        _require(_problems(run.distilled), run.distilled, "check the disk, delete the folder and run `aggregate` again")
         stage.record("all", len(table))
         context.reporter.say(f"aggregate: {len(table)} images in {run.distilled}")
-    _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
     timing.gather(run)
+
+
+def _problems(folder: Path) -> list[str]:
+    try:
+        return manifest.problems(folder)
+    except UserError as error:
+        return [error.what]
 
 
 def _collect(context: Context) -> pd.DataFrame:

@@ -34,7 +34,7 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
     config = context.config.evaluate
     chosen = [only] if only else trials(config)
     folders = {trial: StageFolder(context, "evaluate", trial.folder(context.run)) for trial in chosen}
-    wanted = [trial for trial, folder in folders.items() if not folder.done]
+    wanted = [trial for trial, folder in folders.items() if not folder.done()]
     if not wanted:
         return
     _require_inputs(context, wanted)

@@ -27,7 +27,7 @@ def rank(context: Context, classes: ClassRange | None = None) -> None:
     run, config = context.run, context.config
     classes = context.class_range(classes)
     stage = StageFolder(context, "rank", run.rank)
-    if stage.done:
+    if stage.done():
         return
     stage.start()
     if config.rank.csv:

@@ -24,13 +24,14 @@ from delt_hpc.run.folder import (
     RunFolder,
     is_done,
     read_json,
+    remove_leftovers,
     write_json,
     write_text,
     writing,
 )
 from delt_hpc.version import VERSION
 
-PAGE, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
+PAGE, MARKDOWN, NUMBERS, FIGURES = "report.html", "report.md", "report.json", "figures"
 
 
 def report(context: Context) -> Path:
@@ -42,9 +43,10 @@ def report(context: Context) -> Path:
     run, target = context.run, context.run.report / PAGE
     stage = StageFolder(context, "report", run.report, stamped=False)
     inputs = fingerprints(context.config, run)
-    if stage.done and _is_current(run, inputs):
+    if is_done(run.report) and _is_current(run, inputs):
         return target
     stage.start()
+    remove_leftovers(run.report / FIGURES)
     found = pairs.read(run) if is_done(run.distilled) else []
     content = collect(context.config, run, context.dataset, found, _diversity(context, found))
     charts, strips = figures.draw(content), _strips(run, context.dataset, content)
@@ -121,7 +123,7 @@ def _write_pictures(run: RunFolder, sections: Iterable[Sequence[Chart]], strips:
     pictures = {chart.name: chart.png for charts in sections for chart in charts}
     pictures |= {f"samples-{index:05d}": png for index, png in strips.items()}
     for name, png in pictures.items():
-        with writing(run.report / "figures" / f"{name}.png") as file:
+        with writing(run.report / FIGURES / f"{name}.png") as file:
             file.write(png)
 
 

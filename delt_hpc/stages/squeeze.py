@@ -25,7 +25,7 @@ def squeeze(context: Context) -> None:
     """Leave the teacher's weights, card and history in teacher/."""
     run, config = context.run, context.config
     folder = StageFolder(context, "squeeze", run.teacher)
-    if folder.done:
+    if folder.done():
         return
     folder.start()
     dataset, name = context.dataset, config.teacher.model

@@ -1,4 +1,4 @@
-"""A small data set with class names that break naive tools, and runs over it."""
+"""A tiny data set with class names that break naive tools, and runs of the whole pipeline on it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from delt_hpc.context import Context
 from delt_hpc.pipeline import open_run, run_stages
 from delt_hpc.run.progress import Reporter
 
-FOLDERS = ("00010", "10", "two words", "été")  # in this order also by ImageFolder
+FOLDERS = ("00010", "10", "two words", "été")  # ImageFolder sorts them in this order, too
 
 SETTINGS: dict[str, Any] = {
     "name": "toy",
@@ -54,16 +54,18 @@ def configure(toy: Path) -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def start(configure: Callable[..., Config]) -> Start:
-    """start(run folder, stages, changes, classes): open the run and run these stages (all without a list)."""
+    """start(run folder, stages, changes, classes): open the run and run these stages, or all of them."""
 
     def go(
         root: Path,
         stages: tuple[Stage, ...] | None = None,
         changes: dict[str, Any] | None = None,
         classes: ClassRange | None = None,
+        *,
+        quiet: bool = True,
     ) -> Context:
         config = configure(changes)
-        context = open_run(config, root, Reporter(quiet=True))
+        context = open_run(config, root, Reporter(quiet=quiet))
         run_stages(context, config.stages if stages is None else stages, classes)
         return context
 
@@ -72,7 +74,7 @@ def start(configure: Callable[..., Config]) -> Start:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Context:
-    """An undisturbed run, all stages. Not to be changed."""
+    """A finished run of all stages. Tests must not change it: they copy it."""
     return start(tmp_path_factory.mktemp("finished") / "run")
 
 

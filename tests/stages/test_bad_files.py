@@ -60,7 +60,7 @@ def test_they_are_an_error_otherwise(start: Start, damaged: Path, tmp_path: Path
 
 def test_a_class_of_which_too_few_are_readable(start: Start, damaged: Path, tmp_path: Path) -> None:
     changes = {"data": {"root": str(damaged), "on_bad": "skip"}, "select": {"ipc": 11}}
-    with pytest.raises(UserError, match=f"class {FOLDERS[3]} has 10 ranked images, 11 are asked for"):
+    with pytest.raises(UserError, match=f"class {FOLDERS[3]} has 10 ranked images, but select.ipc is 11"):
         start(tmp_path / "run", ("squeeze", "rank", "select"), changes)
 
 
