@@ -1,4 +1,4 @@
-"""report: what was distilled, how well students learn from it and what it cost, as HTML, Markdown and JSON."""
+"""Report: what was distilled, how well students learn from it and what it cost, as HTML, Markdown and JSON."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +13,11 @@ from delt_hpc.data.transforms import BadImageError
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.ranking import selection
-from delt_hpc.report import accuracy, figures, losses, page, pairs, similarity
+from delt_hpc.report import accuracy, diversity, figures, losses, page
 from delt_hpc.report.collect import READ_BY, collect
 from delt_hpc.report.content import Diversity, Missing, Report
 from delt_hpc.report.drawing import Chart
-from delt_hpc.report.strips import strip
+from delt_hpc.report.samples import Pair, draw_strip, read_pairs
 from delt_hpc.run import timing
 from delt_hpc.run.folder import (
     DONE,
@@ -47,20 +47,20 @@ def report(context: Context) -> Path:
         return target
     stage.start()
     remove_leftovers(run.report / FIGURES)
-    found = pairs.read(run) if is_done(run.distilled) else []
-    content = collect(context.config, run, context.dataset, found, _diversity(context, found))
+    pairs = read_pairs(run) if is_done(run.distilled) else []
+    content = collect(context.config, run, context.dataset, pairs, _diversity(context, pairs))
     charts, strips = figures.draw(content), _strips(run, context.dataset, content)
     _write_pictures(run, charts.values(), strips)
     write_text(run.report / MARKDOWN, page.markdown(content, charts))
     write_json(run.report / NUMBERS, content.to_json())
     write_text(target, page.html(content, charts, strips))
     stage.finish({"inputs": inputs})
-    stage.record("all", len(found))
+    stage.record("all", len(pairs))
     return target
 
 
 def fingerprints(config: Config, run: RunFolder) -> dict[str, str]:
-    """What the report is made from: SHA-256 of the configuration, timing records, tables and markers that it reads."""
+    """The inputs of the report: SHA-256 of the configuration, timing records, tables and markers that it reads."""
     records = timing.gather(run)
     shown = records[records["stage"] != "report"].to_csv(index=False)
     made = {"version": VERSION, "config": _sha256(config.model_dump_json().encode()), "timing": _sha256(shown.encode())}
@@ -89,26 +89,26 @@ def _is_current(run: RunFolder, inputs: dict[str, str]) -> bool:
     return complete and read_json(run.report / DONE).get("inputs") == inputs
 
 
-def _diversity(context: Context, found: Sequence[pairs.Pair]) -> Diversity | Missing:
-    if not found:
+def _diversity(context: Context, pairs: Sequence[Pair]) -> Diversity | Missing:
+    if not pairs:
         return Missing("There are no distilled images to measure yet.", "aggregate")
-    if len(found) == len({pair.class_index for pair in found}):
+    if len(pairs) == len({pair.class_index for pair in pairs}):
         return Missing("With one image per class there is nothing to compare.")
     if not is_done(context.run.teacher):
         return Missing("There is no teacher to measure with yet.", "squeeze")
     try:
-        return similarity.measure(context.run, context.dataset, found, context.config.rank.batch_size, context.device)
+        return diversity.measure(context.run, context.dataset, pairs, context.config.rank.batch_size, context.device)
     except UserError as error:
         return Missing(f"It could not be measured: {error.what}.")
 
 
 def _strips(run: RunFolder, dataset: Dataset, content: Report) -> dict[int, bytes]:
-    """PNG of each class shown."""
+    """The PNG of each sample class, by class index."""
     drawn: dict[int, bytes] = {}
     for sample in content.samples:
         file = BytesIO()
         try:
-            strip(run, sample, dataset.spec).save(file, format="PNG", optimize=True)
+            draw_strip(run, sample, dataset.spec).save(file, format="PNG", optimize=True)
         except BadImageError as error:
             raise UserError(
                 f"unreadable image: {error}",

@@ -23,7 +23,7 @@ def select(context: Context) -> None:
         return
     if not is_done(run.rank):
         raise UserError(
-            "the ranking is not complete", where=str(run.rank), remedy="run the stage `rank` for all classes"
+            "the ranking is missing or incomplete", where=str(run.rank), remedy="run the stage `rank` for all classes"
         )
     stage.start()
     groups = dict(iter(read_ranking(run.ranking).groupby("class_index")))

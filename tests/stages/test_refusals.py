@@ -112,7 +112,7 @@ def test_aggregation_names_everything_that_is_missing_or_damaged(start: Start, c
     with pytest.raises(UserError) as caught:
         start(copy, ("aggregate",))
     text = str(caught.value)
-    assert "3 missing or damaged" in text
+    assert "3 item(s) missing or damaged" in text
     assert "recover/00002-00003: not finished (classes 2-3)" in text
     assert "recover/00000-00001/images/00001/00002.png: missing" in text
     assert "recover/00000-00001/images/00000/00000.png: no readable image" in text
