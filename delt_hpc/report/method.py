@@ -30,7 +30,7 @@ def steps(config: Config, spec: DatasetSpec) -> tuple[Step, ...]:
         "rank": _rank(config, spec),
         "select": f"Selected {config.select.ipc} images of each class to start from: {_ORDER[config.select.strategy]}.",
         "recover": _recover(config),
-        "aggregate": "The images of all batches, one folder per class; every file was checked and its checksum recorded.",
+        "aggregate": "The images of all batches, one folder per class; every file was checked and has a checksum.",
         "evaluate": _evaluate(config),
     }
     return tuple(Step(stage, texts[stage]) for stage in config.stages if stage in texts)
@@ -63,8 +63,8 @@ def _recover(config: Config) -> str:
     rounds = "in one round"
     if recover.rounds > 1:
         rounds = (
-            f"in {recover.rounds} rounds of {recover.round_length}, each adding images, so that early ones are optimised"
-            " longest"
+            f"in {recover.rounds} rounds of {recover.round_length}, each adding images, so that early ones are"
+            " optimised longest"
         )
     crops = "of at least" if recover.crop_schedule == "constant" else "from whole images down to"
     return (
