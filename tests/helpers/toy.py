@@ -1,5 +1,6 @@
 """A tiny data set with class names that break naive tools, and runs of the whole pipeline on it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import merge, parse_config
-from delt_hpc.config.schema import Config, Stage
+from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.context import Context
 from delt_hpc.pipeline import open_run, run_stages
 from delt_hpc.run.progress import Reporter
@@ -76,6 +77,26 @@ def start(configure: Callable[..., Config]) -> Start:
 def finished(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Context:
     """A finished run of all stages. Tests must not change it: they copy it."""
     return start(tmp_path_factory.mktemp("finished") / "run")
+
+
+# What a run holds of each stage.
+FOLDERS_OF: dict[Stage, tuple[str, ...]] = {
+    "squeeze": ("teacher",),
+    "rank": ("rank", "ranking.csv"),
+    "select": ("selected",),
+    "recover": ("recover",),
+    "aggregate": ("distilled",),
+    "evaluate": ("evaluate",),
+    "report": ("report",),
+}
+
+
+def copy_run(context: Context, root: Path, until: Stage = "report") -> Path:
+    """Copy a run with the stages up to `until` to `root`, and return `root`."""
+    later = STAGES[STAGES.index(until) + 1 :]
+    left_out = [name for stage in later for name in FOLDERS_OF[stage]]
+    shutil.copytree(context.run.root, root, ignore=shutil.ignore_patterns(*left_out))
+    return root
 
 
 def images_of(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.toy import Start
+from helpers.toy import Start, copy_run
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
@@ -14,8 +14,7 @@ from delt_hpc.errors import UserError
 @pytest.fixture
 def copy(finished: Context, tmp_path: Path) -> Path:
     """A copy of the finished run, to be damaged."""
-    shutil.copytree(finished.run.root, tmp_path / "run")
-    return tmp_path / "run"
+    return copy_run(finished, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

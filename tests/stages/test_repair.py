@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.toy import FOLDERS, Start, images_of
+from helpers.toy import FOLDERS, Start, copy_run, images_of
 
 from delt_hpc.context import Context
 from delt_hpc.distilled import manifest
@@ -17,8 +17,7 @@ from delt_hpc.run import stop
 @pytest.fixture
 def copy(finished: Context, tmp_path: Path) -> Path:
     """A copy of the finished run, to be damaged."""
-    shutil.copytree(finished.run.root, tmp_path / "run")
-    return tmp_path / "run"
+    return copy_run(finished, tmp_path / "run")
 
 
 def swap_images(run: Path) -> str:
