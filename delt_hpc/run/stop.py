@@ -1,4 +1,4 @@
-"""A request to stop (SIGTERM): noted when it comes, obeyed between two pieces of work, when all state is consistent."""
+"""Stopping on SIGTERM: the signal is only noted; the work stops at the next point where its state is consistent."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 
 class Interrupted(BaseException):
-    """The work stopped as it was asked to; the same command goes on from there."""
+    """The work stopped on request; the same command resumes it."""
 
 
 _requested: list[int] = []
@@ -17,7 +17,7 @@ _requested: list[int] = []
 
 @contextmanager
 def on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM asks the work to stop instead of ending the process. For the main thread."""
+    """Inside the block, SIGTERM requests a stop instead of ending the process. For the main thread only."""
     before = signal.signal(signal.SIGTERM, _note)
     try:
         yield
@@ -27,14 +27,15 @@ def on_sigterm() -> Iterator[None]:
 
 
 def requested() -> bool:
+    """Whether a stop was requested."""
     return bool(_requested)
 
 
 def check() -> None:
-    """Stop here if that was asked for.
+    """Stop here if a stop was requested.
 
     Raises:
-        Interrupted: it was.
+        Interrupted: a stop was requested.
     """
     if _requested:
         raise Interrupted

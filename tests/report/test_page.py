@@ -161,10 +161,10 @@ def test_missing_stages_are_named(tmp_path: Path) -> None:
     _, page, text = made(tmp_path, Shape(stages=("squeeze",)))
     assert page.faults == []
     for said in (" ".join(page.text.split()), text.replace("`", "")):
-        assert "This report is not complete yet. To run: recover, aggregate, evaluate." in said
+        assert "This report is not complete yet. Stages to run: recover, aggregate, evaluate." in said
         assert "No student has been trained yet. Run the stage evaluate." in said
         assert "No batch has been recovered yet. Run the stage recover." in said
-        assert "The distilled images have not been put together yet. Run the stage aggregate." in said
+        assert "There is no distilled data set yet. Run the stage aggregate." in said
         assert "There are no distilled images to measure yet. Run the stage aggregate." in said
 
 
@@ -177,7 +177,7 @@ def test_one_seed_shows_a_dash(tmp_path: Path) -> None:
 
 def test_a_run_from_noise_has_distilled_images_alone(tmp_path: Path) -> None:
     run, page, _ = made(tmp_path, Shape(noise=True, stages=("squeeze", "aggregate")))
-    assert "they started from noise" in page.text
+    assert "which started from noise" in page.text
     assert "Initial images" not in page.text
     assert json.loads((run.report / "report.json").read_text())["diversity"]["initial"] is None
 

@@ -1,4 +1,4 @@
-"""What a process tells on standard error: lines in a log, a bar on a terminal, nothing when quiet."""
+"""Progress on standard error: lines in a log, a bar on a terminal, nothing if quiet, no harm if it is closed."""
 
 import os
 import pty
@@ -106,3 +106,32 @@ def test_a_terminal_gets_a_bar_with_the_texts_as_they_are() -> None:
 
 def test_a_quiet_terminal_stays_empty() -> None:
     assert on_a_terminal(BAR.format(options="quiet=True")) == ""
+
+
+CLOSED = """
+from delt_hpc.run import progress
+progress.LOG_SECONDS = 0.0
+reporter = progress.Reporter()
+for _ in range(3):
+    reporter.say("x" * 100_000)
+    with reporter.bar("work", 2) as bar:
+        bar.advance(2)
+print("finished")
+"""
+
+
+def test_work_goes_on_after_the_reader_of_standard_error_is_gone() -> None:
+    """As with `2>&1 | true`, or a `tee` that dies."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED], stdout=subprocess.PIPE, stderr=writing, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (0, "finished\n")
+
+
+def test_work_goes_on_without_a_standard_error() -> None:
+    closed = f'exec "{sys.executable}" -c "$0" 2>&-'
+    done = subprocess.run(["sh", "-c", closed, CLOSED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "finished\n")

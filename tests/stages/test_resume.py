@@ -1,4 +1,4 @@
-"""Interruptions: whatever is killed goes on to the same bytes."""
+"""Interrupted work resumes and ends with the same bytes."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.toy import Start, images_of
+from helpers.toy import Start, copy_run, images_of
 
 from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import Config
@@ -19,11 +19,11 @@ from delt_hpc.recovery import reference
 
 
 class KillError(BaseException):
-    """Stands for the end of the process: no handler of the program's catches it."""
+    """Simulates the death of the process: no handler of the program catches it."""
 
 
 def stopping_at(call: int) -> Callable[..., object]:
-    """Training's epoch, which the process does not survive at that call."""
+    """A replacement for the training's epoch that kills the process at the given call."""
     from delt_hpc.training import loop
 
     epoch, calls = loop.Training._epoch, []
@@ -39,8 +39,9 @@ def stopping_at(call: int) -> Callable[..., object]:
 
 @pytest.mark.parametrize("engine", ["packed", "reference"])
 @pytest.mark.parametrize("at", [1, 3, 8, 9, 15])
-def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
+def test_recovery_killed_at_any_iteration_ends_with_the_same_bits(
     start: Start,
+    finished: Context,
     undisturbed: Callable[[str], Context],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -49,8 +50,7 @@ def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
 ) -> None:
     """Two batches of eight iterations each, a checkpoint after every one."""
     module, name = (reference, "adam") if engine == "reference" else (packed, "adam_")
-    root, changes = tmp_path / "run", {"recover": {"checkpoint_seconds": 0.0, "engine": engine}}
-    start(root, ("squeeze", "rank", "select"), changes)
+    root, changes = copy_run(finished, tmp_path / "run", "select"), {"recover": {"engine": engine}}
     original, calls = getattr(module, name), [0]
 
     def stopping(*args: object, **options: object) -> None:
@@ -80,23 +80,22 @@ def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Context, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Context]:
-    """The whole run by either engine."""
+    """The uninterrupted run with either engine."""
     by_reference: list[Context] = []
 
     def of(engine: str) -> Context:
         if engine == "packed":
             return finished
         if not by_reference:
-            stages = ("squeeze", "rank", "select", "recover", "aggregate")
-            root = tmp_path_factory.mktemp("reference")
-            by_reference.append(start(root, stages, {"recover": {"engine": "reference"}}))
+            root = copy_run(finished, tmp_path_factory.mktemp("reference") / "run", "select")
+            by_reference.append(start(root, ("recover", "aggregate"), {"recover": {"engine": "reference"}}))
         return by_reference[0]
 
     return of
 
 
 @pytest.mark.parametrize("stage", ["squeeze", "evaluate"])
-def test_training_stopped_between_epochs_goes_on_to_the_same_result(
+def test_training_killed_between_epochs_ends_with_the_same_result(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     from delt_hpc.training import loop
@@ -104,7 +103,7 @@ def test_training_stopped_between_epochs_goes_on_to_the_same_result(
     monkeypatch.setattr(loop.Training, "checkpoint_seconds", 0.0)
     root = tmp_path / "run"
     if stage == "evaluate":
-        start(root, ("squeeze", "rank", "select", "recover", "aggregate"))
+        copy_run(finished, root, "aggregate")
     with monkeypatch.context() as patch:
         patch.setattr(loop.Training, "_epoch", stopping_at(2))
         with pytest.raises(KillError):
@@ -127,12 +126,12 @@ def test_training_stopped_between_epochs_goes_on_to_the_same_result(
 def test_ended_processes_lose_nothing(
     finished: Context, configure: Callable[..., Config], start: Start, tmp_path: Path, kill: signal.Signals, code: int
 ) -> None:
-    """A signal, for real, as soon as a batch has a checkpoint; then the command again."""
+    """A real signal as soon as a batch has a checkpoint; then the same command again."""
     root, file = tmp_path / "run", tmp_path / "toy.yaml"
     long = {"recover": {"iterations": 96, "round_iterations": 24, "checkpoint_seconds": 0.0}}
     file.write_text(dump_config(configure(long)), encoding="utf-8")
-    undisturbed = start(tmp_path / "undisturbed", ("squeeze", "rank", "select", "recover", "aggregate"), long).run
-    start(root, ("squeeze", "rank", "select"), long)
+    undisturbed = start(copy_run(finished, tmp_path / "undisturbed", "select"), ("recover", "aggregate"), long).run
+    copy_run(finished, root, "select")
     command = [sys.executable, "-m", "delt_hpc.cli", "recover", str(file), "--run", str(root), "--quiet"]
     for batch in ("00000-00001", "00002-00003"):
         process = subprocess.Popen(command)
@@ -147,10 +146,10 @@ def test_ended_processes_lose_nothing(
     assert all(path.name.startswith(".") for path in root.rglob("*.tmp"))
 
 
-def test_a_student_with_dropout_goes_on_to_the_same_result(
+def test_a_network_with_dropout_ends_with_the_same_result(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dropout draws from torch's own generators, which no checkpoint holds."""
+    """Dropout draws from the global generator of torch, which checkpoints do not contain."""
     from delt_hpc.models import convnet
     from delt_hpc.training import loop
 
