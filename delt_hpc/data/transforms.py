@@ -83,15 +83,14 @@ def _training(
 
 
 def normalise(pixels: Tensor, spec: DatasetSpec) -> Tensor:
-    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S]: (value / 255 - mean) / std."""
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in channels_last memory format: (value / 255 - mean) / std."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (spec.mean, spec.std))
-    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def quantise(images: Tensor, spec: DatasetSpec, *, truncate: bool = False) -> np.ndarray:
-    """Normalised float [B, 3, S, S] -> uint8 [B, S, S, 3], rounded; `truncate` is the published way."""
+def quantise(images: Tensor, spec: DatasetSpec, *, truncate: bool = False) -> Tensor:
+    """Normalised float [B, 3, S, S] -> uint8 [B, S, S, 3], rounded; `truncate` rounds down, as published."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     scaled = (images.float() * std + mean).clamp(0, 1) * 255
     whole = scaled.floor() if truncate else scaled.round()
-    array: np.ndarray = whole.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return array
+    return whole.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

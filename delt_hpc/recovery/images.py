@@ -64,7 +64,7 @@ def file_of(class_index: int, number: int, image_format: str) -> str:
 
 def write(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
     """Every image of the batch as a file below the folder."""
-    pixels = quantise(optimised, spec, truncate=image_format == "jpeg75")
+    pixels = quantise(optimised, spec, truncate=image_format == "jpeg75").cpu().numpy()
     for entry, each in zip(batch.entries, pixels, strict=True):
         with writing(folder / file_of(entry.class_index, entry.number, image_format)) as file:
             file.write(encode(each, image_format))

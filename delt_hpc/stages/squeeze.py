@@ -19,7 +19,7 @@ from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_json
 from delt_hpc.run.timing import Record, device_name, record
-from delt_hpc.training.loop import Outcome, Training, accuracy, write_history
+from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -51,7 +51,7 @@ def squeeze(context: Context) -> None:
         weights.fit(network, state, card["weights"])
         network.to(context.device)
         val = context.validation_set()
-        card["val_accuracy"] = accuracy(network, val, config.squeeze.precision)
+        card["val_accuracy"] = accuracies([network], val, config.squeeze.precision)[0]
         bad_files.write(run.teacher / bad_files.TABLE, {"val": val.bad.files})
     card["bn_layers"] = sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     card["parameters"] = sum(p.numel() for p in network.parameters())
@@ -85,6 +85,7 @@ def _train(context: Context, network: nn.Module) -> Outcome:
         lr=squeeze.lr,
         momentum=squeeze.momentum,
         nesterov=squeeze.momentum > 0,
+        fused=True,
     )
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from delt_hpc.data.dali import pipeline
 from delt_hpc.data.index import Index
 from delt_hpc.data.loader import LoaderConfig, evaluation_batches
 from delt_hpc.models.registry import build
-from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.score import scores
 
 SPEC = SPECS["imagenet-1k"]
 
@@ -59,7 +59,7 @@ def test_the_hardware_decoder_changes_next_to_nothing(photographs: Index, monkey
 @pytest.mark.gpu
 def test_a_teacher_has_room_beside_the_loader(photographs: Index) -> None:
     device = torch.device("cuda")
-    network = prepare(build("resnet50", 1000, 224).eval().requires_grad_(False).to(device), device)
+    network = build("resnet50", 1000, 224).eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     free = []
     for _ in range(3):
         loader_config = LoaderConfig("dali-gpu", device, 4)
