@@ -40,7 +40,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, image_folder: Callable[..., 
 
 @pytest.fixture
 def many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pil_loader, "_FEW", 1)
+    monkeypatch.setattr(pil_loader, "_MIN_IMAGES_FOR_WORKERS", 1)
 
 
 def loader_config(
@@ -361,8 +361,8 @@ def test_auto_is_dali_but_for_training_images_on_a_cpu(monkeypatch: pytest.Monke
     ("backend", "device", "dali", "message"),
     [
         ("dali-cpu", "cpu", False, "not installed"),
-        ("dali-gpu", "cpu", True, "on a GPU only"),
-        ("dali-cpu", "cuda", True, "without a GPU only"),
+        ("dali-gpu", "cpu", True, "requires a GPU; this run is on the CPU"),
+        ("dali-cpu", "cuda", True, "loads images for the CPU; this run is on a GPU"),
     ],
 )
 def test_a_backend_that_is_not_there_is_refused(
