@@ -31,6 +31,49 @@ def jpeg(height: int = 90, width: int = 120, **options: Any) -> bytes:
     return encoded(photograph(height, width), "JPEG", **{"quality": 92} | options)
 
 
+def odd_files() -> dict[str, bytes]:
+    """Valid images in every unusual format, by file name."""
+    image, gray = photograph(90, 120), photograph(90, 120).convert("L")
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    clear = image.convert("RGBA")
+    clear.putalpha(gray)
+    palette = image.convert("P")
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    return {
+        "gray.jpg": encoded(gray, "JPEG"),
+        "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
+        "rgb.jpg": jpeg(keep_rgb=True),
+        "progressive.jpg": jpeg(progressive=True),
+        "444.jpg": jpeg(subsampling=0),
+        "exif.jpg": jpeg(exif=rotated),
+        "icc.jpg": jpeg(icc_profile=b"no colour profile" * 9000),
+        "rgb.png": encoded(image, "PNG"),
+        "exif.png": encoded(image, "PNG", exif=rotated),
+        "gray.png": encoded(gray, "PNG"),
+        "bit.png": encoded(image.convert("1"), "PNG"),
+        "deep.png": encoded(deep, "PNG"),
+        "alpha.png": encoded(clear, "PNG"),
+        "gray-alpha.png": encoded(clear.convert("LA"), "PNG"),
+        "palette.png": encoded(palette, "PNG"),
+        "palette-alpha.png": encoded(palette, "PNG", transparency=3),
+        "colour-key.png": encoded(image, "PNG", transparency=image.getpixel((5, 5))),
+        "lossy.webp": encoded(image, "WEBP"),
+        "lossless.webp": encoded(image, "WEBP", lossless=True),
+        "alpha.webp": encoded(clear, "WEBP"),
+        "a.bmp": encoded(image, "BMP"),
+        "a.tif": encoded(image, "TIFF"),
+        "lzw.tiff": encoded(clear, "TIFF", compression="tiff_lzw"),
+        "a.ppm": encoded(image, "PPM"),
+        "a.pgm": encoded(gray, "PPM"),
+        "dot.png": encoded(photograph(1, 1), "PNG"),
+        "dot.jpg": encoded(photograph(1, 1), "JPEG"),
+        "png inside.jpg": encoded(image, "PNG"),
+        "gif inside.jpg": encoded(palette, "GIF"),
+        "huge.jpg": jpeg(3000, 4500),
+    }
+
+
 def write_files(root: Path, files: dict[str, bytes]) -> Index:
     for name, content in files.items():
         (root / name).write_bytes(content)

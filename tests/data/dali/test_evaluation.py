@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.photographs import denormalised, encoded, jpeg, no_batches, operator_devices, photograph, write_files
+from helpers.photographs import (
+    denormalised,
+    encoded,
+    jpeg,
+    no_batches,
+    odd_files,
+    operator_devices,
+    photograph,
+    write_files,
+)
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -136,48 +145,6 @@ def test_a_batch_is_not_overwritten_by_later_ones(photographs: Index) -> None:
     assert torch.equal(first, before)
 
 
-def odd_files() -> dict[str, bytes]:
-    image, gray = photograph(90, 120), photograph(90, 120).convert("L")
-    rotated = Image.Exif()
-    rotated[0x0112] = 6
-    clear = image.convert("RGBA")
-    clear.putalpha(gray)
-    palette = image.convert("P")
-    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
-    return {
-        "gray.jpg": encoded(gray, "JPEG"),
-        "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
-        "rgb.jpg": jpeg(keep_rgb=True),
-        "progressive.jpg": jpeg(progressive=True),
-        "444.jpg": jpeg(subsampling=0),
-        "exif.jpg": jpeg(exif=rotated),
-        "icc.jpg": jpeg(icc_profile=b"no colour profile" * 9000),
-        "rgb.png": encoded(image, "PNG"),
-        "exif.png": encoded(image, "PNG", exif=rotated),
-        "gray.png": encoded(gray, "PNG"),
-        "bit.png": encoded(image.convert("1"), "PNG"),
-        "deep.png": encoded(deep, "PNG"),
-        "alpha.png": encoded(clear, "PNG"),
-        "gray-alpha.png": encoded(clear.convert("LA"), "PNG"),
-        "palette.png": encoded(palette, "PNG"),
-        "palette-alpha.png": encoded(palette, "PNG", transparency=3),
-        "colour-key.png": encoded(image, "PNG", transparency=image.getpixel((5, 5))),
-        "lossy.webp": encoded(image, "WEBP"),
-        "lossless.webp": encoded(image, "WEBP", lossless=True),
-        "alpha.webp": encoded(clear, "WEBP"),
-        "a.bmp": encoded(image, "BMP"),
-        "a.tif": encoded(image, "TIFF"),
-        "lzw.tiff": encoded(clear, "TIFF", compression="tiff_lzw"),
-        "a.ppm": encoded(image, "PPM"),
-        "a.pgm": encoded(gray, "PPM"),
-        "dot.png": encoded(photograph(1, 1), "PNG"),
-        "dot.jpg": encoded(photograph(1, 1), "JPEG"),
-        "png inside.jpg": encoded(image, "PNG"),
-        "gif inside.jpg": encoded(palette, "GIF"),
-        "huge.jpg": jpeg(3000, 4500),
-    }
-
-
 @pytest.mark.parametrize("spec", [SPEC, spec_of(64, 64)], ids=["margin", "no margin"])
 def test_odd_files_have_pils_pixels(spec: DatasetSpec, tmp_path: Path) -> None:
     index = write_files(tmp_path, odd_files())
@@ -185,43 +152,6 @@ def test_odd_files_have_pils_pixels(spec: DatasetSpec, tmp_path: Path) -> None:
     assert max(distance.values()) < 1.001, distance
     # images that PIL decodes are equal
     assert distance["cmyk.jpg"] < 0.001 > distance["palette-alpha.png"]
-
-
-def test_which_jpegs_are_plain() -> None:
-    odd = odd_files()
-    plain = {name for name, content in odd.items() if plain_jpeg_size(content)}
-    expected = {name for name in odd if name.endswith(".jpg")} - {
-        "cmyk.jpg",
-        "rgb.jpg",
-        "png inside.jpg",
-        "gif inside.jpg",
-    }
-    assert plain == expected
-    assert plain_jpeg_size(jpeg(90, 121)) == (90, 121)
-    assert plain_jpeg_size(odd["exif.jpg"]) == (90, 120)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff\xd8",
-        b"\xff\xd8\xff\xd9",
-        b"\xff\xd8\xff\xc0\x00\x02",
-        b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x00\x00\x10\x03",  # no height
-        b"\xff\xd8\xff\xc9\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00",  # arithmetic coding
-        b"\xff\xd8\xff\xc1\x00\x0b\x0c\x00\x10\x00\x10\x01\x01\x11\x00",  # 12 bits
-        b"\xff\xd8\xff\xda\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00",  # a scan before any frame
-    ],
-)
-def test_other_content_is_no_plain_jpeg(content: bytes) -> None:
-    assert plain_jpeg_size(content) is None
-
-
-def test_images_above_pils_size_limit_are_left_to_pil(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain_jpeg_size(jpeg(90, 120)) == (90, 120)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 120 - 1)
-    assert plain_jpeg_size(jpeg(90, 120)) is None
 
 
 def header_only(content: bytes) -> bytes:

@@ -31,13 +31,12 @@ from delt_hpc.data.dali.training import (
     training_batches,
     training_graph,
 )
-from delt_hpc.data.epochs import shuffled_batches
 from delt_hpc.data.index import Index
 from delt_hpc.data.randaugment import NAMES, OPERATIONS, Step
 from delt_hpc.data.random_crop import Window
 from delt_hpc.data.transforms import training
 from delt_hpc.errors import UserError
-from delt_hpc.keyed_random import permutation, uniforms
+from delt_hpc.keyed_random import uniforms
 
 CPU = torch.device("cpu")
 SPEC = replace(SPECS["imagenet-1k"], size=64, resize=73)
@@ -124,20 +123,6 @@ def test_digits_are_not_mirrored(photographs: Index) -> None:
     drawn = [draw(replace(SPEC, mirror=False), PLAIN, 90, 80, stream) for _ in range(50)]
     assert not any(augmentation.mirrored for augmentation in drawn)
     assert any(draw(SPEC, PLAIN, 90, 80, uniforms("mirror", key)).mirrored for key in range(50))
-
-
-@pytest.mark.parametrize("count", [1, 2, 23])
-@pytest.mark.parametrize("batch_size", [1, 2, 11, 22, 23, 64])
-def test_every_position_is_in_an_epoch_once(count: int, batch_size: int) -> None:
-    positions = np.arange(100, 100 + count)
-    batches = list(shuffled_batches(positions, batch_size, "order", 1))
-    assert sorted(np.concatenate(batches).tolist()) == positions.tolist()
-    lengths = [len(batch) for batch in batches]
-    assert set(lengths[:-1]) <= {batch_size}
-    assert lengths[-1] <= batch_size + 1
-    if batch_size > 1 < count:
-        assert lengths[-1] > 1
-    assert np.array_equal(np.concatenate(batches), positions[permutation(count, "order", 1)])
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 11, 22, 64])
