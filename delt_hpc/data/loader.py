@@ -140,7 +140,7 @@ def evaluation_batches(
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Images of an index under random augmentation, shuffled anew in every epoch.
+    """Images of an index under random augmentation, reshuffled in every epoch.
 
     Every random draw is a function of (key, epoch, position). So batches do not depend on workers, caching or restarts,
     and those of different backends differ by at most 1/255 a pixel.
@@ -191,7 +191,7 @@ class TrainingSet:
 class ValidationSet:
     """All images of an index under the evaluation transform, cached on the device as uint8 if they fit.
 
-    Cached images are normalised anew in every pass: a quarter of the memory, and the same values as read from files.
+    Cached images are normalised again in every pass, which takes a quarter of the memory of float32 images.
 
     Attributes:
         bad: the files that were skipped.

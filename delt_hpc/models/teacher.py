@@ -19,7 +19,7 @@ def load(run: RunFolder, dataset: Dataset, device: torch.device) -> nn.Module:
         UserError: squeeze is not finished, or its files are damaged.
     """
     if not is_done(run.teacher):
-        raise UserError("there is no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
+        raise UserError("contains no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
     card = read_json(run.teacher / CARD)
     network = build(card["model"], len(dataset.classes), dataset.spec.size)
     path = run.teacher / WEIGHTS

@@ -29,7 +29,7 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass
 class Epoch:
-    """Figures of one epoch; accuracies are top-1 in percent, None where the epoch was not validated."""
+    """Figures of one epoch; accuracies are top-1 in percent, None if the epoch was not validated."""
 
     epoch: int
     lr: float
@@ -204,5 +204,5 @@ def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Pre
 
 
 def write_history(path: Path, history: list[Epoch]) -> None:
-    """A CSV with one row an epoch; a cell is empty where nothing was measured."""
+    """A CSV with one row an epoch; cells of epochs without validation are empty."""
     write_csv(path, lambda file: pd.DataFrame([asdict(row) for row in history]).to_csv(file, index=False))

@@ -17,7 +17,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type of a classifier's training and validation; `auto` is bfloat16 where the device has it in hardware."""
+    """The type for training and validation; `auto` is bfloat16 if the device has it in hardware, else float32."""
     if precision != "auto":
         return _dtype(precision)
     return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32

@@ -174,11 +174,11 @@ def test_cached_images_are_not_read_again(removable: Index) -> None:
 
 
 def test_without_a_cache_files_are_read_again(removable: Index) -> None:
-    again = epochs(training_set(removable), 0, 4)
-    next(again)
+    uncached = epochs(training_set(removable), 0, 4)
+    next(uncached)
     delete_files(removable)
     with pytest.raises(UserError, match="unreadable"):
-        list(again)
+        list(uncached)
 
 
 def test_the_cache_size_does_not_depend_on_the_first_image(tmp_path: Path, image_folder: Callable[..., Path]) -> None:

@@ -32,9 +32,9 @@ def noise() -> Image.Image:
 
 
 def chi_square(observed: Sequence[int], expected: Sequence[float]) -> float:
-    """Pearson's statistic over its quantile: below 1 unless the draws are wrong."""
+    """Pearson's statistic divided by its quantile: below 1 unless the draws are wrong."""
     pairs = zip(observed, expected, strict=True)
-    return sum((seen - due) ** 2 / due for seen, due in pairs) / CHI_SQUARE[len(observed) - 1]
+    return sum((count - mean) ** 2 / mean for count, mean in pairs) / CHI_SQUARE[len(observed) - 1]
 
 
 def halves(yes: int, total: int) -> float:

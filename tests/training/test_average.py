@@ -41,6 +41,6 @@ def test_a_restored_average_goes_on_as_the_original() -> None:
     restored = MovingAverage(nn.Linear(1, 1, bias=False), 0.9)
     restored.load_state_dict(average.state_dict())
     model.weight.data.fill_(9.0)
-    for each in (average, restored):
-        each.update(model)
+    average.update(model)
+    restored.update(model)
     assert torch.equal(restored.model.weight, average.model.weight)
