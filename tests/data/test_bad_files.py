@@ -9,7 +9,7 @@ import pytest
 from helpers.loading import BACKENDS, SPEC, loader_config, orders, read, training_set
 
 from delt_hpc.config.schema import Loader
-from delt_hpc.data import bad_files, pil_loader
+from delt_hpc.data import bad_files
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.index import Index, scan
 from delt_hpc.data.loader import ValidationSet, evaluation_batches
@@ -17,17 +17,6 @@ from delt_hpc.errors import UserError
 from delt_hpc.run.folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
-
-
-@pytest.fixture
-def many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few images suffice for worker processes."""
-    monkeypatch.setattr(pil_loader, "_MIN_IMAGES_FOR_WORKERS", 1)
-
-
-@pytest.fixture
-def removable(tmp_path: Path, image_folder: Callable[..., Path]) -> Index:
-    return scan(image_folder(tmp_path / "train", {"a": 3, "b": 3}, size=10), ["a", "b"])
 
 
 def all_batches(index: Index, workers: int) -> list[Callable[[], object]]:

@@ -17,7 +17,6 @@ from helpers.loading import (
     delete_files,
     epochs,
     loader_config,
-    one_image_a_class,
     orders,
     read,
     reference_images,
@@ -25,7 +24,7 @@ from helpers.loading import (
 )
 
 from delt_hpc.config.schema import Loader
-from delt_hpc.data import loader, pil_loader
+from delt_hpc.data import loader
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.index import Index, scan
 from delt_hpc.data.loader import LoaderConfig, ValidationSet, evaluation_batches, images
@@ -34,17 +33,6 @@ from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import uniforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory, image_folder: Callable[..., Path]) -> Index:
-    return one_image_a_class(tmp_path_factory.mktemp("images"), image_folder)
-
-
-@pytest.fixture
-def many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few images suffice for worker processes."""
-    monkeypatch.setattr(pil_loader, "_MIN_IMAGES_FOR_WORKERS", 1)
 
 
 def evaluated(
@@ -158,11 +146,6 @@ def test_torchs_global_generator_is_not_used(workers: int, index: Index) -> None
     read(training_set(index, workers=workers), 0, 1)
     list(ValidationSet(index, SPEC, 5, loader_config(workers, 0)).batches())
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.fixture
-def removable(tmp_path: Path, image_folder: Callable[..., Path]) -> Index:
-    return scan(image_folder(tmp_path / "train", {"a": 3, "b": 3}, size=10), ["a", "b"])
 
 
 def test_cached_images_are_not_read_again(removable: Index) -> None:

@@ -5,25 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.loading import COUNT, SPEC, delete_files, loader_config, one_image_a_class, reference_images
+from helpers.loading import COUNT, SPEC, delete_files, loader_config, reference_images
 
-from delt_hpc.data import pil_loader
 from delt_hpc.data.index import Index, scan
 from delt_hpc.data.loader import ValidationSet
 from delt_hpc.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory, image_folder: Callable[..., Path]) -> Index:
-    return one_image_a_class(tmp_path_factory.mktemp("images"), image_folder)
-
-
-@pytest.fixture
-def many_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few images suffice for worker processes."""
-    monkeypatch.setattr(pil_loader, "_MIN_IMAGES_FOR_WORKERS", 1)
 
 
 @pytest.mark.usefixtures("many_workers")
@@ -35,11 +23,6 @@ def test_every_pass_has_all_images_in_order(workers: int, cache_mib: int, index:
         assert [len(labels) for _, labels in found] == [7, 7, 7, 2]
         assert torch.cat([labels for _, labels in found]).tolist() == list(range(COUNT))
         assert torch.equal(torch.cat([pixels for pixels, _ in found]), reference_images(index, list(range(COUNT))))
-
-
-@pytest.fixture
-def removable(tmp_path: Path, image_folder: Callable[..., Path]) -> Index:
-    return scan(image_folder(tmp_path / "train", {"a": 3, "b": 3}, size=10), ["a", "b"])
 
 
 def test_images_are_cached_if_they_fit(removable: Index) -> None:
