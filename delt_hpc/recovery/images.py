@@ -72,7 +72,7 @@ def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_forma
         optimised: float [N, 3, S, S], normalised.
         folder: of the batch.
     """
-    pixels = quantise(optimised, spec, truncate=image_format == "jpeg75")
+    pixels = quantise(optimised, spec, truncate=image_format == "jpeg75").cpu().numpy()
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     with writing_folder(folder / FOLDER) as temporary:
         for entry, image in zip(batch.entries, pixels, strict=True):

@@ -30,7 +30,8 @@ RUNS = (
 RUNS_OF_OTHER_TYPES = ("resnet18:224:packed", "efficientnet_b0:64:packed")
 PASSES = ("bn_stats", "bn_relu_maxpool", "bn_distance", "crop_resize")
 NAMES = {"adam_step", "sum_chunks_kernel"} | {f"{name}_{way}" for name in PASSES for way in ("forward", "backward")}
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "float32")]
+GPUS = [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
+PRECISIONS = ["bfloat16", *[pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "float32")]]
 
 
 def lowered(capability: int, precision: str, runs: Sequence[str], cache: Path) -> list[Kernel]:
@@ -56,8 +57,8 @@ def table(kernels: list[Kernel]) -> str:
 
 
 @pytest.mark.skipif("nvidia" not in backends, reason="this Triton does not compile for NVIDIA GPUs")
-@pytest.mark.parametrize("precision", ["bfloat16", *SLOW])
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("capability", GPUS)
 def test_every_launch_compiles(capability: int, precision: str, tmp_path: Path) -> None:
     runs = RUNS if precision == "bfloat16" else RUNS_OF_OTHER_TYPES
     kernels = lowered(capability, precision, runs, tmp_path)

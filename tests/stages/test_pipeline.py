@@ -119,7 +119,7 @@ def test_tasks_of_class_ranges_give_the_same_bytes(finished: Context, start: Sta
 def test_the_number_of_workers_changes_nothing(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("delt_hpc.data.pil_loader._FEW", 1)
+    monkeypatch.setattr("delt_hpc.data.pil_loader._MIN_IMAGES_FOR_WORKERS", 1)
     run = start(tmp_path / "run", ("squeeze", "rank"), {"machine": {"workers": 2, "cache_mib": 0}}).run
     assert run.ranking.read_bytes() == finished.run.ranking.read_bytes()
 
