@@ -12,7 +12,7 @@ from torch import Tensor
 from delt_hpc.bench.kernel_case import Batch, Case, Run, Tensors, Way
 from delt_hpc.bench.kernel_layers import Layer, layers_of
 from delt_hpc.keyed_random import seeded
-from delt_hpc.recovery.augmentation import draw_view, look
+from delt_hpc.recovery.augmentation import augment, draw_view
 from delt_kernels.adam import adam_
 from delt_kernels.bn_distance import bn_distance
 from delt_kernels.bn_relu_maxpool import stem_stats
@@ -147,7 +147,7 @@ def _crop(network: str, size: int, batch: Batch) -> Case:
         return given.dtype if given.dtype == torch.float64 else batch.dtype
 
     def published(images: Tensor, *_: Tensor) -> Tensors:
-        seen = [look(images[a:b], view) for (a, b), view in zip(pairwise(batch.split), views, strict=True) if a < b]
+        seen = [augment(images[a:b], view) for (a, b), view in zip(pairwise(batch.split), views, strict=True) if a < b]
         return (torch.cat(seen).to(wanted(images), memory_format=torch.channels_last),)
 
     def ours(backend: Backend) -> Way:

@@ -7,7 +7,7 @@ import torch
 from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_runs import Packed, Published, Run
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 
 REFERENCE = "reference"
 PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
@@ -38,7 +38,7 @@ class Variant:
         )
         if self.packed:
             return Packed(case, device, recover=recover, together=self.together)
-        return Published(case, Precision.of(recover, device), device, compiled=self.compiled)
+        return Published(case, NumericFormat.of(recover, device), device, compiled=self.compiled)
 
     def passes(self, rounds: int) -> list[tuple[int, ...]]:
         """The rounds of each pass that has to be timed."""

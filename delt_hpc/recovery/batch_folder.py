@@ -1,4 +1,4 @@
-"""The folder of a batch: its first images, its checkpoint while it is on its way, its result."""
+"""The folder of a batch: its checkpoint while it is unfinished, then its images and tables."""
 
 import pandas as pd
 import torch
@@ -13,7 +13,7 @@ from delt_hpc.run.folder import write_csv
 
 IMAGES, CURVE = "images.csv", "curve.csv"
 CURVE_COLUMNS = ("iteration", "round", "active", "lr", "min_crop", "loss", "cross_entropy", "bn_loss")
-CURVE_POINTS = 200  # kept of a batch's iterations
+CURVE_POINTS = 200  # rows of curve.csv, about; the other iterations are left out
 _CPU = torch.device("cpu")
 
 
@@ -32,11 +32,11 @@ class BatchFolder:
 
     @property
     def started(self) -> bool:
-        """Is there a checkpoint to go on from?"""
+        """Whether there is a checkpoint to resume from."""
         return self._stage.checkpoint.exists()
 
     def load(self) -> State:
-        """Where the batch is, on the CPU: its checkpoint, or its first images."""
+        """The state of the batch, on the CPU: its checkpoint, or its initial images."""
         self._stage.start()
         if self.started:
             return State.load(self._stage.checkpoint, _CPU)
@@ -45,37 +45,38 @@ class BatchFolder:
     def save(self, state: State) -> None:
         state.save(self._stage.checkpoint)
 
-    def finish(self, state: State, waited: float, compiled: float = 0.0) -> None:
-        """Write images, tables and times; then the batch is done.
+    def finish(self, state: State, wait_seconds: float, compile_seconds: float = 0.0) -> None:
+        """Write images, tables and times, and mark the batch as done.
 
         Args:
-            waited: seconds the computation waited for the batch's first images.
-            compiled: seconds that compilation took within its time.
+            wait_seconds: how long the computation waited for the initial images.
+            compile_seconds: how much of the time was compilation.
         """
         config, spec = self._context.config, self._context.dataset.spec
-        images.write(self.batch, state.images, spec, config.recover.image_format, self.path)
+        images.write_images(self.batch, state.images, spec, config.recover.image_format, self.path)
         self._write_tables(state)
         schedule = Schedule.of(config.recover)
-        for now, seconds in enumerate(state.round_seconds):
-            active = self.batch.active(now)
+        for round_index, seconds in enumerate(state.round_seconds):
+            active = self.batch.active(round_index)
             self._stage.record(
-                self.batch.id, active, active * schedule.round_length, seconds=seconds, round=now,
-                data_wait_s=waited if now == 0 else 0.0, compile_s=compiled if now == 0 else 0.0,
+                self.batch.id, active, active * schedule.round_length, seconds=seconds, round=round_index,
+                data_wait_s=wait_seconds if round_index == 0 else 0.0,
+                compile_s=compile_seconds if round_index == 0 else 0.0,
             )  # fmt: skip
-        self._stage.finish({"seconds": sum(state.round_seconds), "data_wait_s": waited})
+        self._stage.finish({"seconds": sum(state.round_seconds), "data_wait_s": wait_seconds})
 
     def _initial(self) -> torch.Tensor:
         config, spec = self._context.config, self._context.dataset.spec
         if config.recover.init == "noise":
             return images.noise(self.batch, spec, config.seed, "noise")
         selected = self._context.run.selected
-        return images.selected(self.batch, selected, selection.read(selected), spec)
+        return images.load_selected(self.batch, selected, selection.read(selected), spec)
 
     def _sources(self) -> list[str]:
-        """The real image that each image comes from."""
+        """The path of the real image that each image started from; empty strings for noise."""
         if self._context.config.recover.init == "noise":
             return [""] * len(self.batch.entries)
-        return images.sources(self.batch, selection.read(self._context.run.selected))
+        return images.source_paths(self.batch, selection.read(self._context.run.selected))
 
     def _write_tables(self, state: State) -> None:
         recover = self._context.config.recover
@@ -84,7 +85,7 @@ class BatchFolder:
             {
                 "class_index": entry.class_index,
                 "number": entry.number,
-                "file": images.file_of(entry.class_index, entry.number, recover.image_format),
+                "file": images.file_name(entry.class_index, entry.number, recover.image_format),
                 "source": source,
                 "entry_round": entry.round,
                 "iterations": schedule.iterations - entry.round * schedule.round_length,

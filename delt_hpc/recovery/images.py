@@ -1,4 +1,4 @@
-"""The images of a batch: loading or drawing the initial ones, writing the optimised ones."""
+"""The initial images of a batch (real images or noise), and the files of its optimised images."""
 
 import shutil
 from io import BytesIO
@@ -21,34 +21,35 @@ FOLDER = "images"
 SUFFIX = {"jpeg": ".jpg", "jpeg75": ".jpg", "png": ".png"}
 
 
-def selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: DatasetSpec) -> Tensor:
-    """The selected real images of the batch, in its order: float32 [N, 3, S, S].
+def load_selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: DatasetSpec) -> Tensor:
+    """The real images that were selected for the batch, in its order: float32 [N, 3, S, S], normalised.
 
     Args:
-        table: selected.csv.
+        folder: selected/ of the run.
+        table: the contents of its selected.csv.
     """
     return torch.cat(list(images(folder, _rows(batch, table)["file"].tolist(), spec, 64)))
 
 
-def sources(batch: Batch, table: pd.DataFrame) -> list[str]:
-    """Their paths in the training set."""
+def source_paths(batch: Batch, table: pd.DataFrame) -> list[str]:
+    """The paths of the selected images in the training set, in the batch's order."""
     paths: list[str] = _rows(batch, table)["img_path"].tolist()
     return paths
 
 
 def _rows(batch: Batch, table: pd.DataFrame) -> pd.DataFrame:
-    wanted = [(entry.class_index, entry.number) for entry in batch.entries]
-    return table.set_index(["class_index", "number"]).loc[wanted]
+    keys = [(entry.class_index, entry.number) for entry in batch.entries]
+    return table.set_index(["class_index", "number"]).loc[keys]
 
 
 def noise(batch: Batch, spec: DatasetSpec, *key: Key) -> Tensor:
-    """Standard normal images, each a function of (key, class, number): float32 [N, 3, S, S]."""
+    """Standard normal noise, float32 [N, 3, S, S]; each image is a function of (key, class, number)."""
     shape = (3, spec.size, spec.size)
     return torch.stack([torch.randn(shape, generator=generator(*key, e.class_index, e.number)) for e in batch.entries])
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
-    """One image, uint8 [S, S, 3], as a file's bytes."""
+    """The bytes of an image file from pixels, uint8 [S, S, 3]."""
     buffer, image = BytesIO(), Image.fromarray(pixels)
     if image_format == "png":
         image.save(buffer, "PNG")
@@ -59,17 +60,22 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def file_of(class_index: int, number: int, image_format: str) -> str:
-    """Where a batch's folder holds an image."""
+def file_name(class_index: int, number: int, image_format: str) -> str:
+    """The path of an image, relative to the folder of its batch."""
     return f"{FOLDER}/{class_index:05d}/{number:05d}{SUFFIX[image_format]}"
 
 
-def write(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
-    """Write every image of the batch to images/ in its folder, in place of those of an earlier attempt."""
+def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
+    """Write all images of the batch, in place of those of an earlier attempt.
+
+    Args:
+        optimised: float [N, 3, S, S], normalised.
+        folder: of the batch.
+    """
     pixels = quantise(optimised, spec, truncate=image_format == "jpeg75")
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     with writing_folder(folder / FOLDER) as temporary:
-        for entry, image in zip(batch.entries, pixels, strict=True):
-            path = temporary / Path(file_of(entry.class_index, entry.number, image_format)).relative_to(FOLDER)
+        for entry, image_pixels in zip(batch.entries, pixels, strict=True):
+            path = temporary / Path(file_name(entry.class_index, entry.number, image_format)).relative_to(FOLDER)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(encode(image, image_format))
+            path.write_bytes(encode(image_pixels, image_format))

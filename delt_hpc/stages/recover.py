@@ -5,7 +5,7 @@ from delt_hpc.context import Context, StageFolder
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import of_classes, plan
-from delt_hpc.recovery.precision import check
+from delt_hpc.recovery.precision import check_device
 from delt_hpc.recovery.run import recover_batches
 from delt_hpc.run.folder import is_done
 
@@ -13,7 +13,7 @@ from delt_hpc.run.folder import is_done
 def recover(context: Context, classes: ClassRange | None = None) -> None:
     """Recover every batch of the class range that is not finished yet."""
     run, config = context.run, context.config
-    check(config.recover, context.device)  # not earlier: other stages of the same run may use a CPU
+    check_device(config.recover, context.device)  # not earlier: other stages of the same run may use a CPU
     classes = context.class_range(classes)
     all_batches = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     batches = of_classes(all_batches, classes)
