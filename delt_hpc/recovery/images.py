@@ -1,4 +1,4 @@
-"""The images of a batch: loading or drawing the initial ones, writing the optimised ones."""
+"""The initial images of a batch (real images or noise), and the files of its optimised images."""
 
 import shutil
 from io import BytesIO
@@ -66,7 +66,7 @@ def file_name(class_index: int, number: int, image_format: str) -> str:
 
 
 def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
-    """Write every image of the batch to images/ in its folder, in place of those of an earlier attempt.
+    """Write all images of the batch, in place of those of an earlier attempt.
 
     Args:
         optimised: float [N, 3, S, S], normalised.
@@ -75,7 +75,7 @@ def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_forma
     pixels = quantise(optimised, spec, truncate=image_format == "jpeg75").cpu().numpy()
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     with writing_folder(folder / FOLDER) as temporary:
-        for entry, image in zip(batch.entries, pixels, strict=True):
+        for entry, image_pixels in zip(batch.entries, pixels, strict=True):
             path = temporary / Path(file_name(entry.class_index, entry.number, image_format)).relative_to(FOLDER)
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(encode(image, image_format))
+            path.write_bytes(encode(image_pixels, image_format))

@@ -42,7 +42,7 @@ def test_accuracies_are_means_and_sample_deviations_over_seeds(whole: Report) ->
     assert first.ema.mean == pytest.approx(260 / 3 + 0.25)
 
 
-def test_arms_stand_in_their_own_order(whole: Report) -> None:
+def test_arms_are_in_the_order_of_the_type(whole: Report) -> None:
     assert [result.arm for result in whole.accuracy] == [
         "distilled-soft",
         "distilled-hard",
@@ -76,9 +76,9 @@ def test_costs_are_added_up_by_stage_and_round(whole: Report) -> None:
     assert stages["recover"].share == pytest.approx(31.0 / total)
     # 10 images over 4 rounds: 3, 6, 8, 10 active; 5 classes a batch, 100 iterations a round, 2 batches
     rounds = whole.costs.rounds
-    assert [each.image_iterations for each in rounds] == [3000, 6000, 8000, 10000]
-    assert [each.seconds for each in rounds] == pytest.approx([4.0, 7.0, 9.0, 11.0])
-    assert [each.seconds_per_batch for each in rounds] == pytest.approx([2.0, 3.5, 4.5, 5.5])
+    assert [cost.image_iterations for cost in rounds] == [3000, 6000, 8000, 10000]
+    assert [cost.seconds for cost in rounds] == pytest.approx([4.0, 7.0, 9.0, 11.0])
+    assert [cost.seconds_per_batch for cost in rounds] == pytest.approx([2.0, 3.5, 4.5, 5.5])
     assert rounds[0].image_iterations_per_s == pytest.approx(750.0)
 
 
@@ -108,13 +108,13 @@ def test_loss_curves_are_means_over_finished_batches(tmp_path: Path) -> None:
     assert (curve.loss, curve.cross_entropy, curve.bn_loss) == ((2.0, 3.0), (6.0, 7.0), (20.0, 30.0))
 
 
-def test_rounds_are_marked_where_they_begin(whole: Report) -> None:
+def test_the_first_iteration_of_each_round_is_marked(whole: Report) -> None:
     assert whole.recovery is not None
     assert whole.recovery.borders == (0, 100, 200, 300)
     assert whole.recovery.active[::100] == (15.0, 30.0, 40.0, 50.0)
 
 
-def test_nothing_but_a_data_set_names_every_stage_to_run(tmp_path: Path) -> None:
+def test_a_new_run_names_every_stage_to_run(tmp_path: Path) -> None:
     empty = content(fake_run.write(tmp_path, Shape(stages=())), Missing("Nothing to measure.", "aggregate"))
     assert {part: reason.stage for part, reason in empty.missing.items()} == {
         "accuracy": "evaluate",
@@ -128,7 +128,7 @@ def test_nothing_but_a_data_set_names_every_stage_to_run(tmp_path: Path) -> None
     assert empty.headline.images == 100
 
 
-def test_a_whole_run_misses_nothing_but_the_evaluation_that_is_gone(tmp_path: Path, whole: Report) -> None:
+def test_a_finished_run_misses_nothing_and_a_lost_evaluation_is_named(tmp_path: Path, whole: Report) -> None:
     assert whole.missing == {}
     made = fake_run.write(tmp_path)
     (made[1].evaluate / "convnet3-4663-random-soft" / "done.json").unlink()

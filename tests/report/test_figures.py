@@ -66,7 +66,7 @@ def test_charts_of_a_page_share_no_ids(charts: dict[str, Chart]) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_an_svg_is_an_element_with_text_and_without_a_world_outside(charts: dict[str, Chart]) -> None:
+def test_an_svg_contains_text_and_refers_to_nothing_outside(charts: dict[str, Chart]) -> None:
     svg = charts["accuracy-convnet3"].svg
     assert svg.startswith("<svg viewBox=")
     assert svg.rstrip().endswith("</svg>")
@@ -87,7 +87,7 @@ def test_a_chart_is_the_same_each_time(whole: Report, charts: dict[str, Chart]) 
     assert again["training-convnet3"] == charts["training-convnet3"]
 
 
-def test_colours_of_light_and_dark_differ_and_stand_for_one_name_each() -> None:
+def test_every_light_colour_belongs_to_one_name() -> None:
     lights = [colour.light for colour in palette.COLOURS.values()]
     assert len(lights) == len(set(lights))
     css = palette.css()
@@ -131,7 +131,7 @@ def sample(*images: tuple[str, str | None]) -> SampleClass:
     return SampleClass(0, "c", "c", tuple(SampleImage(i, d, s, 0, 10) for i, (d, s) in enumerate(images)))
 
 
-def test_a_strip_holds_initial_above_distilled_pixel_by_pixel(tmp_path: Path) -> None:
+def test_a_strip_shows_initial_above_distilled_images_pixel_by_pixel(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     rng = np.random.default_rng(0)
     drawn = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in ("d0", "d1", "s0", "s1")}

@@ -34,7 +34,7 @@ from delt_hpc.run.folder import (
 
 
 class CrashError(Exception):
-    """Something that goes wrong while a file is being written."""
+    """An error while a file is being written."""
 
 
 def inside(folder: Path) -> list[str]:
@@ -60,7 +60,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert inside(path.parent) == ["file"]
 
 
-def test_the_old_content_stands_until_the_new_is_complete(tmp_path: Path) -> None:
+def test_the_old_content_remains_until_the_new_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
     with writing(path, "w") as file:
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
     assert inside(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_leftovers_of_the_same_folder_are_removed(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from delt_hpc.run.folder import writing_folder\n"
         "with writing_folder(Path(sys.argv[1])) as folder:\n"
@@ -248,7 +248,7 @@ def test_differences_of_either_side_are_listed() -> None:
     assert differences(MADE, dict(reversed(MADE.items()))) == []
 
 
-def test_a_stage_is_done_when_it_says_so(tmp_path: Path) -> None:
+def test_a_stage_is_done_once_it_is_marked(tmp_path: Path) -> None:
     assert not is_done(tmp_path)
     mark_done(tmp_path)
     assert is_done(tmp_path)

@@ -19,7 +19,7 @@ def work(reporter: Reporter, steps: int = 3, title: str = "rank [all]") -> None:
 
 @pytest.fixture
 def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step is worth a line."""
+    """Print a line at every step."""
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
 
 
@@ -36,7 +36,7 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines()[2].endswith("(about 0 s left)")
 
 
-def test_a_log_gets_a_line_now_and_then_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_only_an_occasional_line(capsys: pytest.CaptureFixture[str]) -> None:
     work(Reporter(), 1000)
     assert capsys.readouterr().err == ""
 
@@ -56,13 +56,13 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_said_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_are_not_interpreted_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     Reporter().say("evaluate: [red]été[/red] 12.5 %")
     assert capsys.readouterr().err == "evaluate: [red]été[/red] 12.5 %\n"
 
 
 @pytest.mark.usefixtures("chatty")
-def test_no_steps_are_no_trouble(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_without_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter().bar("resumed", 5) as bar:
         bar.advance(0)
     assert capsys.readouterr().err.startswith("resumed: 0/5")
