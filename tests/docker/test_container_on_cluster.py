@@ -12,7 +12,6 @@ import pytest
 if TYPE_CHECKING:
     from helpers.cluster_runs import LaunchedRun
 
-pytest_plugins = ["helpers.slurm_cluster", "helpers.cluster_runs"]
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("DELT_SIF")

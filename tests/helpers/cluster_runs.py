@@ -143,19 +143,19 @@ def expected(undisturbed: Path) -> dict[str, bytes]:
     return files(undisturbed / "distilled")
 
 
-Start = Callable[[Cluster], LaunchedRun]
+RunOn = Callable[[Cluster], LaunchedRun]
 
 
 @pytest.fixture
-def start(tmp_path: Path, toy_config: Path, toy_profile: Path) -> Start:
+def run_on(tmp_path: Path, toy_config: Path, toy_profile: Path) -> RunOn:
     """A run on the given cluster, of which nothing is there."""
     return lambda cluster: LaunchedRun(cluster, toy_config, tmp_path / "run", toy_profile)
 
 
 @pytest.fixture
-def selected(cluster: Cluster, start: Start, undisturbed: Path) -> LaunchedRun:
+def selected(cluster: Cluster, run_on: RunOn, undisturbed: Path) -> LaunchedRun:
     """A run of which recovery, aggregation and report are missing."""
-    run = start(cluster)
+    run = run_on(cluster)
     shutil.copytree(undisturbed, run.root)
     for name in ("recover", "distilled", "report"):
         shutil.rmtree(run.root / name)

@@ -1,8 +1,7 @@
 """A real Slurm cluster for tests: `slurm/testcluster`, up for the session, in a folder of its own.
 
-A test module takes it with `pytest_plugins = ["helpers.slurm_cluster"]` and the fixture `cluster`, or
-`accounted_cluster` where
-sacct is wanted. Where Slurm is not installed its tests skip; with REQUIRE_SLURM=1 they fail.
+Tests take the fixture `cluster`, or `accounted_cluster` where they need sacct. Where Slurm is not installed they skip;
+with REQUIRE_SLURM=1 they fail.
 """
 
 import os

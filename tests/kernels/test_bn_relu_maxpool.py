@@ -203,7 +203,7 @@ import re, subprocess
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from delt_kernels import head, segments, stem_kernels
+from delt_kernels import bn_distance as head, bn_relu_maxpool_kernels as stem_kernels, segments
 
 def lower(kernel, constants, warps):
     names = [parameter.name for parameter in kernel.params]

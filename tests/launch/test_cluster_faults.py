@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from helpers.cluster_runs import LaunchedRun
 
-pytest_plugins = ["helpers.slurm_cluster", "helpers.cluster_runs"]
 
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 

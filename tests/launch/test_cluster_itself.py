@@ -12,7 +12,6 @@ import pytest
 if TYPE_CHECKING:
     from helpers.slurm_cluster import Cluster
 
-pytest_plugins = ["helpers.slurm_cluster"]
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster"
 

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from helpers.cluster_runs import LaunchedRun, Start
+    from helpers.cluster_runs import LaunchedRun, RunOn
     from helpers.slurm_cluster import Cluster
 
-pytest_plugins = ["helpers.slurm_cluster", "helpers.cluster_runs"]
 
 SLURM = Path(__file__).parents[2] / "slurm"
 
 
-def test_submitted_followed_finished(accounted_cluster: "Cluster", start: "Start", expected: dict[str, bytes]) -> None:
-    run = start(accounted_cluster)
+def test_submitted_followed_finished(accounted_cluster: "Cluster", run_on: "RunOn", expected: dict[str, bytes]) -> None:
+    run = run_on(accounted_cluster)
     submitted = run.submit()
     assert ": toy-rank-00000-00003, 1 task\n" in submitted  # an array of one
     assert ": toy-recover-00000-00003, 4 tasks\n" in submitted
