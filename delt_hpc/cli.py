@@ -11,9 +11,10 @@ import typer
 from delt_hpc.bench.kernel_command import bench_kernels
 from delt_hpc.bench.synthesis_command import bench_synthesis
 from delt_hpc.config.class_range import ClassRange
-from delt_hpc.config.schema import STAGES, Config, Stage
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
+from delt_hpc.options import Classes, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.run import stop
 from delt_hpc.version import VERSION
 
@@ -37,15 +38,6 @@ bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 register(app)
 
-Source = Annotated[str, typer.Argument(metavar="CONFIG", help="A recipe's name, a YAML file, or a run folder.")]
-Run = Annotated[Path | None, typer.Option("--run", help="The run folder.", show_default="runs/<name>")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value; may be repeated.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-Classes = Annotated[
-    str | None, typer.Option("--classes", metavar="A-B", help="Class indices from A to B, both included.")
-]
 TrialId = Annotated[
     str | None, typer.Option("--trial", metavar="STUDENT-SEED-ARM", help="Only this one, e.g. resnet18-1-random-soft.")
 ]
@@ -56,11 +48,11 @@ def run(
     config: Source,
     run_folder: Run = None,
     overrides: Set = None,
-    stages: Annotated[str | None, typer.Option(help="Only these stages, separated by commas.")] = None,
+    stages: Stages = None,
     quiet: Quiet = False,
 ) -> None:
     """Run all stages; what is finished is skipped, what was interrupted goes on."""
-    _execute(config, run_folder, overrides, quiet, _stages(stages) if stages is not None else None)
+    _execute(config, run_folder, overrides, quiet, parse_stages(stages) if stages is not None else None)
 
 
 def _stage_command(stage: Stage, text: str) -> None:
@@ -110,7 +102,7 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
     from delt_hpc.recovery.warmup import warmup as warm  # noqa: PLC0415
     from delt_hpc.run.folder import RunFolder  # noqa: PLC0415
 
-    done = warm(loaded, RunFolder(_root(config, run_folder, loaded)), wanted)
+    done = warm(loaded, RunFolder(run_folder_of(config, run_folder, loaded)), wanted)
     start = "warm" if done.was_there else "cold"
     typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), everything in {done.seconds:.1f} s")
     typer.echo(f"packed in {done.folder}")
@@ -220,7 +212,7 @@ def _execute(
     from delt_hpc.training import trial as trials  # noqa: PLC0415
 
     config = load_config(source, overrides or ())
-    root = _root(source, run_folder, config)
+    root = run_folder_of(source, run_folder, config)
     wanted = ClassRange.parse(classes) if classes is not None else None
     only = trials.find(trial, config.evaluate) if trial is not None else None
     # After the configuration, so that its errors are told at once.
@@ -245,11 +237,6 @@ def _execute(
     _conclude(config, root, stages or config.stages)
 
 
-def _root(source: str, run_folder: Path | None, config: Config) -> Path:
-    """The run folder: as given, the source if it is one, or below runs/."""
-    return run_folder or (Path(source) if Path(source).is_dir() else Path("runs") / config.name)
-
-
 def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
     """The result table and where the page is, on standard output."""
     if "report" not in stages:
@@ -259,14 +246,6 @@ def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
 
     typer.echo(summary.text(root / "report" / "report.json"))
     typer.echo(f"report: {root / 'report' / 'report.html'}")
-
-
-def _stages(text: str) -> tuple[Stage, ...]:
-    chosen = [part.strip() for part in text.split(",")]
-    unknown = [part for part in chosen if part not in STAGES]
-    if unknown:
-        raise UserError(f"no stage `{unknown[0]}`", where=f"--stages {text}", expected=", ".join(STAGES))
-    return tuple(stage for stage in STAGES if stage in chosen)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 ImageFolder = Callable[..., Path]
 
-pytest_plugins = ["helpers.toy", "helpers.slurm_cluster", "helpers.cluster_runs"]
+pytest_plugins = ["helpers.program", "helpers.toy", "helpers.slurm_cluster", "helpers.cluster_runs"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import yaml
+from helpers.program import Program
 from PIL import Image
 
 from delt_hpc import cli
@@ -27,35 +27,6 @@ from delt_hpc.models import registry
 from delt_hpc.version import VERSION
 
 COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models")
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Program:
-    """`delt-hpc` in this process, in a folder of its own."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str | Path) -> Answer:
-        self._monkeypatch.setattr(sys, "argv", ["delt-hpc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        code = stop.value.code
-        assert isinstance(code, int)
-        return Answer(code, *self._capsys.readouterr())
-
-
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "120")
-    return Program(monkeypatch, capsys)
 
 
 def inside(folder: Path) -> list[str]:

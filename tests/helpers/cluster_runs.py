@@ -43,7 +43,7 @@ class LaunchedRun:
 
     def call(self, *arguments: str | Path, code: int = 0) -> str:
         """A command of the launcher, which must end with this exit code; all that it wrote."""
-        done = self.cluster.run(sys.executable, "-m", "delt_hpc.launch", *arguments, check=False)
+        done = self.cluster.run(sys.executable, "-m", "delt_hpc.cli", *arguments, check=False)
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -54,7 +54,7 @@ class LaunchedRun:
     def following(self, *arguments: str) -> Iterator[list[str]]:
         """`logs -f` meanwhile; the list has what it wrote when it has ended by itself, which it must."""
         written: list[str] = []
-        command = [sys.executable, "-m", "delt_hpc.launch", "logs", self.root, *arguments, "-f"]
+        command = [sys.executable, "-m", "delt_hpc.cli", "logs", self.root, *arguments, "-f"]
         process = subprocess.Popen(command, env=self.cluster.env, text=True, stdout=subprocess.PIPE)
         try:
             yield written
