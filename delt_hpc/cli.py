@@ -16,6 +16,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
 from delt_hpc.options import Classes, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.run import stop
+from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
 
 # What the machine may refuse at any moment; nothing half-written is left.
@@ -215,7 +216,7 @@ def _execute(
     root = run_folder_of(source, run_folder, config)
     wanted = ClassRange.parse(classes) if classes is not None else None
     only = trials.find(trial, config.evaluate) if trial is not None else None
-    # After the configuration, so that its errors are told at once.
+    # Slow imports: after the configuration's errors are reported.
     from delt_hpc import pipeline  # noqa: PLC0415
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
@@ -226,13 +227,13 @@ def _execute(
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; the same command goes on from here\n")
+        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
         sys.exit(2)
-    except KeyboardInterrupt:  # here, for typer lets none through to `main`
-        typer.echo("stopped; the same command goes on from here", err=True)
+    except KeyboardInterrupt:  # typer would not pass it on to `main`
+        typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None
     except stop.Interrupted:
-        typer.echo("stopped as asked to; the same command goes on from here", err=True)
+        typer.echo("stopped on request; the same command resumes", err=True)
         raise typer.Exit(stop.EXIT_CODE) from None
     _conclude(config, root, stages or config.stages)
 
@@ -250,6 +251,7 @@ def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
 
 def main() -> None:
     """Entry point: errors of the user's are one message and exit code 2."""
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

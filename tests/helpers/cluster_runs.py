@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.slurm_cluster import SCRIPT, Cluster
+from helpers.slurm_cluster import HANGS, SCRIPT, Cluster
 
 CLASSES = ("00010", "10", "two words", "été")
 
@@ -58,7 +58,7 @@ class LaunchedRun:
         process = subprocess.Popen(command, env=self.cluster.env, text=True, stdout=subprocess.PIPE)
         try:
             yield written
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=HANGS)
             assert process.returncode == 0
             written += output.splitlines()
         finally:
@@ -85,7 +85,7 @@ class LaunchedRun:
 
     def hold(self, jobs: dict[int, str]) -> None:
         """Stop the recovery tasks {class: job} in the middle of their work, each after its first checkpoint."""
-        left, end = dict(jobs), time.monotonic() + 90
+        left, end = dict(jobs), time.monotonic() + HANGS
         while left:
             assert time.monotonic() < end, f"never at work: {left}"
             for index, job in list(left.items()):
