@@ -225,7 +225,7 @@ def whole(tmp_path: Path) -> Path:
 
 
 def test_a_whole_set_is_said_to_be_whole(whole: Path, program: Program) -> None:
-    assert program("verify", whole) == (0, f"{whole}: 4 images, all whole\n", "")
+    assert program("verify", whole) == (0, f"{whole}: 4 images, no faults\n", "")
 
 
 def test_every_fault_of_a_damaged_set_is_named(whole: Path, program: Program) -> None:
