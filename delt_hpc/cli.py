@@ -40,7 +40,7 @@ app.add_typer(bench_app, name="bench")
 register(app)
 
 TrialId = Annotated[
-    str | None, typer.Option("--trial", metavar="STUDENT-SEED-ARM", help="Only this trial, e.g. resnet18-1-random-soft.")
+    str | None, typer.Option("--trial", metavar="STUDENT-SEED-ARM", help="Only this one, e.g. resnet18-1-random-soft.")
 ]
 
 
