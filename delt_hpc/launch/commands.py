@@ -122,7 +122,7 @@ def status(
     """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: Slurm is silent."""
     opened = open_submitted(config, run_folder)
     while True:
-        rows, problem = states.look(opened.config, opened.run, opened.classes)
+        rows, problem = states.read(opened.config, opened.run, opened.classes)
         code = states.exit_code(rows, problem)
         running = Counter(row.task.stage for row in rows if row.state == "running")
         rates = figures.measured(opened.config, opened.run) if running else {}
@@ -151,7 +151,7 @@ def logs(
     opened = open_submitted(config, run_folder)
 
     def rows() -> list[states.Row]:
-        found, _ = states.look(opened.config, opened.run, opened.classes)
+        found, _ = states.read(opened.config, opened.run, opened.classes)
         return logging.chosen(found, what, failed=failed)
 
     def paths() -> list[Path]:
@@ -174,7 +174,7 @@ def cancel(
 ) -> None:
     """Cancel live tasks. Their results and checkpoints stay, and `submit` resumes them."""
     opened = open_submitted(config, run_folder)
-    rows, problem = states.look(opened.config, opened.run, opened.classes)
+    rows, problem = states.read(opened.config, opened.run, opened.classes)
     if problem:
         typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(states.NO_ANSWER)
@@ -226,7 +226,7 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     if not jobs:
         typer.echo("nothing is missing")
         return False
-    rows, problem = states.look(opened.config, opened.run, opened.classes)
+    rows, problem = states.read(opened.config, opened.run, opened.classes)
     submission.check_conflicts(request, jobs, rows, problem)
     submission.prepare(request)
     if not local:
@@ -241,7 +241,7 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
 
 def _print_summary(opened: OpenedRun) -> int:
     """Print how the tasks ended; returns the exit code."""
-    rows, problem = states.look(opened.config, opened.run, opened.classes)
+    rows, problem = states.read(opened.config, opened.run, opened.classes)
     typer.echo(show.summary(rows))
     for row in rows:
         if row.state in ("failed", "lost"):

@@ -71,7 +71,7 @@ def plan_json(rows: Iterable[PlanRow], disk: Disk | None) -> dict[str, Any]:
 
 
 def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
-    """One line a task; many that are collapsed in one line, and whole stages that are finished."""
+    """A table with one line for each task. Finished stages, and many tasks in the same state, are one line."""
     table = Table(box=None, pad_edge=False, header_style="bold", caption=summary(rows), caption_justify="left")
     for name in ("stage", "range", "state", "job", "node"):
         table.add_column(name, no_wrap=True)
@@ -85,8 +85,8 @@ def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
             restarts = str(sum(row.restarts for row in of_stage))
             table.add_row(stage, f"{len(of_stage)} tasks", "[green]done[/]", "", "", restarts, "", total, "", "")
             continue
-        uneventful: list[State] = ["done", "pending", "missing"]
-        collapsed = [state for state in uneventful if sum(row.state == state for row in of_stage) > MOST_ROWS]
+        quiet: list[State] = ["done", "pending", "missing"]
+        collapsed = [state for state in quiet if sum(row.state == state for row in of_stage) > MOST_ROWS]
         for state in collapsed:
             same = [row for row in of_stage if row.state == state]
             total = f"{sum(row.done for row in same)}/{sum(row.total for row in same)}"

@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class _Owned:
+class _Owner:
     """The last submission of a task, and the task's position in it."""
 
     submission: Submission
@@ -70,7 +70,7 @@ class _Owned:
         return self.submission.id_of(self.position)
 
 
-def look(config: Config, run: RunFolder, classes: int) -> tuple[list[Row], str]:
+def read(config: Config, run: RunFolder, classes: int) -> tuple[list[Row], str]:
     """All tasks of the run in pipeline order, and the error of Slurm, empty if it answered."""
     folder, markers = LaunchFolder(run), Markers(config, run, classes)
     owned = _owners(config, records.submissions(folder))
@@ -93,26 +93,26 @@ def exit_code(rows: Sequence[Row], problem: str = "") -> int:
     return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED
 
 
-def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Owned]:
+def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Owner]:
     """The last submission of each of the smallest tasks."""
-    found: dict[Task, _Owned] = {}
+    found: dict[Task, _Owner] = {}
     block = block_size(config.select.ipc, config.recover)
     for submission in submissions:
         for position, task in enumerate(submission.tasks):
             if not task.classes:
-                found[task] = _Owned(submission, position)
+                found[task] = _Owner(submission, position)
                 continue
             for start in task.classes.indices[::block]:
                 part = ClassRange(start, min(start + block - 1, task.classes.last))
-                found[Task(task.stage, part)] = _Owned(submission, position)
+                found[Task(task.stage, part)] = _Owner(submission, position)
     return found
 
 
 def _groups(
-    config: Config, markers: Markers, stage: Stage, classes: int, owned: dict[Task, _Owned]
-) -> list[tuple[list[Task], _Owned | None]]:
+    config: Config, markers: Markers, stage: Stage, classes: int, owned: dict[Task, _Owner]
+) -> list[tuple[list[Task], _Owner | None]]:
     """The smallest tasks of a stage; neighbours of the same submission, or in the same state without one, together."""
-    groups: list[tuple[list[Task], _Owned | None]] = []
+    groups: list[tuple[list[Task], _Owner | None]] = []
     for task in plan.whole(config, stage, classes):
         owner = owned.get(task)
         last = groups[-1] if groups else None
@@ -140,7 +140,7 @@ def _row(
     folder: LaunchFolder,
     markers: Markers,
     tasks: list[Task],
-    owner: _Owned | None,
+    owner: _Owner | None,
     queued: dict[str, Entry],
     problem: str,
 ) -> Row:
@@ -177,7 +177,7 @@ def _row(
     )
 
 
-def _state(owner: _Owned, entry: Entry | None, events: list[Event], problem: str) -> tuple[State, str]:
+def _state(owner: _Owner, entry: Entry | None, events: list[Event], problem: str) -> tuple[State, str]:
     """State and message of a task whose results are not there."""
     if owner.submission.executor != "slurm":
         return _process_state(owner.submission, events)

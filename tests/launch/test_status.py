@@ -44,7 +44,7 @@ def submitted(run: RunFolder) -> Submitted:
 
 
 def row(run: RunFolder, task: Task) -> Row:
-    rows, _ = status.look(CONFIG, run, CLASSES)
+    rows, _ = status.read(CONFIG, run, CLASSES)
     return next(r for r in rows if r.task == task)
 
 
@@ -54,7 +54,7 @@ def recovered(run: RunFolder, *units: str) -> None:
 
 
 def test_nothing_was_submitted(run: RunFolder) -> None:
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert {r.state for r in rows} == {"missing"}
     assert [r.task.unit for r in rows if r.task.stage == "recover"] == ["00000-00009"]
     assert status.exit_code(rows, problem) == status.NOT_SUBMITTED
@@ -64,7 +64,7 @@ def test_what_was_done_without_the_launcher_is_done(run: RunFolder) -> None:
     mark_done(run.teacher)
     recovered(run, "00000-00001", "00002-00003", "00006-00007")
     assert row(run, Task("squeeze")).state == "done"
-    rows, _ = status.look(CONFIG, run, CLASSES)
+    rows, _ = status.read(CONFIG, run, CLASSES)
     assert [(r.task.unit, r.state, r.done, r.total) for r in rows if r.task.stage == "recover"] == [
         ("00000-00003", "done", 12, 12),
         ("00004-00005", "missing", 0, 6),
@@ -84,7 +84,7 @@ def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFol
     os.utime(run.report / "done.json", (1e9, 1e9))
     assert row(run, Task("report")).state == "missing"
     os.utime(run.report / "done.json")
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert status.exit_code(rows, problem) == status.ALL_DONE
     assert show.summary(rows) == f"{len(rows)} done"
 
@@ -103,7 +103,7 @@ def test_a_process_that_ended_without_a_word_is_lost(run: RunFolder, submitted: 
     records.append_event(LaunchFolder(run), task, records.new_event("started", "999999999", 0))
     found = row(run, task)
     assert (found.state, found.message) == ("lost", "ended without a message")
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert status.exit_code(rows, problem) == status.FAILED
 
 
@@ -130,14 +130,14 @@ def test_a_process_that_lives_runs_and_one_elsewhere_is_not_known(run: RunFolder
     assert row(run, Task("select")).state == "lost"
     submitted(Task("select"), job="1", host="elsewhere")
     assert row(run, Task("select")).state == "unknown"
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert status.exit_code(rows, problem) == status.NO_ANSWER
 
 
 def test_a_later_submission_takes_over_its_part(run: RunFolder, submitted: Submitted) -> None:
     submitted(Task("recover", ClassRange(0, 5)), Task("recover", ClassRange(6, 9)), job="999999998")
     submitted(Task("recover", ClassRange(2, 3)), job="999999999")
-    rows, _ = status.look(CONFIG, run, CLASSES)
+    rows, _ = status.read(CONFIG, run, CLASSES)
     assert [(r.task.unit, r.job) for r in rows if r.task.stage == "recover"] == [
         ("00000-00001", "999999998_0"),
         ("00002-00003", "999999999"),
@@ -151,19 +151,19 @@ def test_without_an_answer_of_slurm_nothing_is_called_lost(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
     submitted(Task("select"), executor="slurm", job="7")
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert "no squeue" in problem
     assert [r.state for r in rows if r.task.stage == "select"] == ["unknown"]
     assert status.exit_code(rows, problem) == status.NO_ANSWER
     mark_done(run.selected)
-    assert status.look(CONFIG, run, CLASSES)[1] == ""
+    assert status.read(CONFIG, run, CLASSES)[1] == ""
 
 
 def state_of(entry: Entry | None, *kinds: str) -> tuple[str, str]:
     """State and message of a Slurm task with these events."""
     submission = Submission("slurm", "x", "host", records.now(), "7", False, "select", (Task("select"),), CLASSES)
     events = [records.new_event(kind, "7", 0, "why" if kind == "failed" else "") for kind in kinds]
-    return status._state(status._Owned(submission, 0), entry, events, "")
+    return status._state(status._Owner(submission, 0), entry, events, "")
 
 
 @pytest.mark.parametrize(
