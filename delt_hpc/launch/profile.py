@@ -77,7 +77,7 @@ class Profile(Resources):
     wckey: Word | None = field(None, "workload characterisation key; many sites do not accept one")
     max_array_size: Positive | None = field(None, "Slurm's MaxArraySize; default: as the cluster reports it")
     signal_seconds: Positive = field(
-        120, "seconds before its time limit at which a task is told to save its state and be requeued"
+        120, "seconds before its time limit at which a task must save its state and is requeued"
     )
     timeouts: Annotated[int, Field(ge=0)] = field(20, "times that a task may reach its time limit before it fails")
     stages: dict[Stage, Resources] = field({}, "resources of single stages")

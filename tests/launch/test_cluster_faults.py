@@ -5,8 +5,12 @@ import re
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from helpers.cluster_runs import LaunchedRun
+
+pytestmark = pytest.mark.slow
 
 
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
@@ -61,9 +65,7 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert run.distilled() == expected
 
 
-def test_limits_of_time_and_the_loss_of_controller_and_node(
-    selected: "LaunchedRun", expected: dict[str, bytes]
-) -> None:
+def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
     """All tasks resume by themselves, except one that is killed at its time limit without a signal before."""
     cluster = selected.cluster
     # A task a node. Up to ten minutes submitit takes every warning for the time limit's.

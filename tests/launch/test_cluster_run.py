@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from helpers.cluster_runs import LaunchedRun, RunOn
     from helpers.slurm_cluster import Cluster
 
+pytestmark = pytest.mark.slow
+
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "stage.sbatch"
 

@@ -21,7 +21,7 @@ def levels(site: profile.Profile, **changes: Any) -> list[str]:
     return [finding.level for finding in doctor.judge_node(ANSWER | changes, site)]
 
 
-def test_a_node_as_it_should_be() -> None:
+def test_a_good_node() -> None:
     assert set(levels(GPU)) == set(levels(CPU)) == {"OK"}
 
 
@@ -32,26 +32,26 @@ def test_a_node_as_it_should_be() -> None:
         ({"environment": {"torch": {"version": "2.14", "gpus": 0}}}, "error"),
     ],
 )
-def test_what_is_wrong_on_a_node(changes: dict[str, Any], level: str) -> None:
+def test_errors_of_a_node(changes: dict[str, Any], level: str) -> None:
     assert [found for found in levels(GPU, **changes) if found != "OK"] == [level]
 
 
-def test_a_cpu_profile_wants_no_gpu() -> None:
+def test_a_cpu_profile_requires_no_gpu() -> None:
     assert set(levels(CPU, environment={"torch": {"version": "2.14", "gpus": 0}})) == {"OK"}
 
 
 @pytest.mark.parametrize(
-    ("settings", "level", "said"),
+    ("settings", "level", "message"),
     [
         ({"MaxArraySize": "1"}, "error", "no job arrays"),
         ({"MaxArraySize": "1001", "PreemptType": "preempt/qos", "PreemptMode": "CANCEL"}, "warning", "are cancelled"),
         ({"MaxArraySize": "1001", "KillWait": "5 sec"}, "warning", "KillWait = 5 s"),
     ],
 )
-def test_settings(settings: dict[str, str], level: str, said: str) -> None:
+def test_settings(settings: dict[str, str], level: str, message: str) -> None:
     found = [finding for finding in doctor.judge_settings(settings, CPU) if finding.level != "OK"]
     assert [finding.level for finding in found] == [level]
-    assert said in found[0].text
+    assert message in found[0].text
 
 
 def test_preemption_with_and_without_a_signal() -> None:

@@ -44,7 +44,7 @@ def test_a_stage_overrides_what_it_names_and_inherits_the_rest() -> None:
         ([], "x.yaml: the file"),
     ],
 )
-def test_what_is_wrong_is_named(tree: object, message: str) -> None:
+def test_errors_are_named(tree: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
         profile.parse(tree, "x.yaml")
     assert message in str(caught.value)

@@ -61,7 +61,7 @@ def test_duration(text: str, seconds: int | None) -> None:
         ("A_STATE_OF_TOMORROW", "failed"),
     ],
 )
-def test_what_states_mean(state: str, standing: str) -> None:
+def test_meaning_of_states(state: str, standing: str) -> None:
     assert Entry("1", state).standing == standing
 
 
@@ -113,7 +113,7 @@ def test_settings() -> None:
     assert queue.parse_settings(text) == {"MaxArraySize": "1001", "SlurmctldParameters": "a=1,b"}
 
 
-def test_a_command_that_is_not_there_or_fails_says_so() -> None:
+def test_missing_and_failing_commands() -> None:
     with pytest.raises(queue.QueueError, match="no no-such-command"):
         queue.call("no-such-command")
     with pytest.raises(queue.QueueError, match="exit code 1"):

@@ -98,7 +98,7 @@ def test_every_key_of_a_profile() -> None:
         ("gres", "h200", "--gres=gpu:h200:2"),
     ],
 )
-def test_gpus_are_asked_for_in_the_sites_way(flag: str, kind: str | None, option: str) -> None:
+def test_gpus_are_requested_by_the_sites_option(flag: str, kind: str | None, option: str) -> None:
     site = profile.parse({"gpus": 2, "gpu_flag": flag, "gpu_type": kind}, "x")
     assert f"#SBATCH {option}\n" in example(site, "recover", None)
     none = profile.parse({"gpus": 0, "gpu_flag": flag, "gpu_type": kind}, "x")
@@ -111,7 +111,7 @@ def test_the_stage_script_is_what_the_function_makes() -> None:
 
 
 @pytest.mark.parametrize("path", [STAGE, *GOLDEN.glob("*.sbatch")], ids=lambda path: path.name)
-def test_bash_can_read_it(path: Path) -> None:
+def test_bash_accepts_the_script(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
@@ -149,7 +149,7 @@ def test_other_stages_have_no_part(sbatch: Sbatch) -> None:
     assert done.stdout.strip().endswith("delt-hpc select c --run /the run --quiet")
 
 
-def test_compiled_kernels_lie_on_the_nodes_own_disk_while_the_task_lasts(sbatch: Sbatch, tmp_path: Path) -> None:
+def test_caches_are_on_a_local_disk_and_deleted_with_the_task(sbatch: Sbatch, tmp_path: Path) -> None:
     local = tmp_path / "of the node"
     local.mkdir()
     tell = (
@@ -162,7 +162,7 @@ def test_compiled_kernels_lie_on_the_nodes_own_disk_while_the_task_lasts(sbatch:
     assert (done.returncode, list(local.iterdir())) == (5, [])
 
 
-def test_a_task_without_a_disk_of_its_node_does_not_begin(sbatch: Sbatch, tmp_path: Path) -> None:
+def test_a_task_without_a_local_disk_does_not_start(sbatch: Sbatch, tmp_path: Path) -> None:
     done = sbatch(STAGE, "select", "c", "/the run", SLURM_TMPDIR=str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (1, "")
     assert "nowhere/delt-hpc-7." in done.stderr
@@ -180,7 +180,7 @@ def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_c
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "20"}
     body = "\n".join(['[ -z "$ask" ] || inside requeue "$ask"', "rc=7", *lines, "exit $rc"])
     array = {"SLURM_ARRAY_JOB_ID": "15", "SLURM_ARRAY_TASK_ID": "3"}
-    for more, said in (
+    for more, output in (
         ({"ask": "20"}, "requeue 20\n"),
         ({"ask": "15_3", **array}, "requeue 15_3\n"),
         ({"ask": "15_4", **array}, ""),
@@ -193,4 +193,4 @@ def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_c
             text=True,
             check=False,
         )
-        assert (done.returncode, done.stdout) == (7, said)
+        assert (done.returncode, done.stdout) == (7, output)

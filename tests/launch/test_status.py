@@ -89,7 +89,7 @@ def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFol
     assert show.summary(rows) == f"{len(rows)} done"
 
 
-def test_markers_win_over_all_that_was_said(run: RunFolder, submitted: Submitted) -> None:
+def test_markers_count_more_than_events(run: RunFolder, submitted: Submitted) -> None:
     task = Task("select")
     entry = submitted(task)
     records.append_event(LaunchFolder(run), task, records.new_event("failed", entry.job, 0, "no"))
@@ -97,7 +97,7 @@ def test_markers_win_over_all_that_was_said(run: RunFolder, submitted: Submitted
     assert row(run, task).state == "done"
 
 
-def test_a_process_that_ended_without_a_word_is_lost(run: RunFolder, submitted: Submitted) -> None:
+def test_a_process_that_ended_without_a_message_is_lost(run: RunFolder, submitted: Submitted) -> None:
     task = Task("select")
     submitted(task, job="999999999")
     records.append_event(LaunchFolder(run), task, records.new_event("started", "999999999", 0))
@@ -107,7 +107,7 @@ def test_a_process_that_ended_without_a_word_is_lost(run: RunFolder, submitted: 
     assert status.exit_code(rows, problem) == status.FAILED
 
 
-def test_a_task_that_said_why_has_failed(run: RunFolder, submitted: Submitted) -> None:
+def test_a_task_that_reported_an_error_has_failed(run: RunFolder, submitted: Submitted) -> None:
     task, folder = Task("recover", ClassRange(0, 3)), LaunchFolder(run)
     submitted(task, job="999999999")
     for restart in (0, 1):
@@ -120,7 +120,7 @@ def test_a_task_that_said_why_has_failed(run: RunFolder, submitted: Submitted) -
     assert found.log and found.log.name == "recover-00000-00003.999999999.r1.log"
 
 
-def test_a_process_that_lives_runs_and_one_elsewhere_is_not_known(run: RunFolder, submitted: Submitted) -> None:
+def test_a_live_process_is_running_and_one_of_another_host_unknown(run: RunFolder, submitted: Submitted) -> None:
     lives = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "submitit.local._local"], stdin=-1)
     try:
         submitted(Task("select"), job=str(lives.pid))
@@ -206,7 +206,7 @@ def test_exit_codes_are_distinct(states: tuple[status.State, ...], code: int) ->
     assert status.exit_code([Row(Task("select"), state) for state in states]) == code
 
 
-def test_a_held_job_needs_somebody() -> None:
+def test_a_held_job_counts_as_failed() -> None:
     waiting = Row(Task("select"), "pending")
     assert status.exit_code([waiting]) == status.UNFINISHED
     assert status.exit_code([replace(waiting, stuck=True)]) == status.FAILED
@@ -219,7 +219,7 @@ def test_what_is_missing_before_a_stage_is_named(run: RunFolder) -> None:
     assert markers.missing_inputs("squeeze") == []
 
 
-def test_classes_are_counted_where_somebody_knows(run: RunFolder, tmp_path: Path) -> None:
+def test_class_count(run: RunFolder, tmp_path: Path) -> None:
     from delt_hpc.errors import UserError
 
     assert class_count(CONFIG, run) == 10
@@ -238,7 +238,7 @@ def test_classes_are_counted_where_somebody_knows(run: RunFolder, tmp_path: Path
         class_count(own, run, 3)
 
 
-def test_many_alike_are_one_line(run: RunFolder) -> None:
+def test_many_tasks_in_the_same_state_are_one_line(run: RunFolder) -> None:
     rows = [Row(Task("recover", ClassRange(i, i)), "failed" if i == 30 else "done", done=3, total=3) for i in range(60)]
     table = show.status(rows, {}, "")
     assert table.row_count == 2

@@ -170,7 +170,7 @@ def test_a_stage_whose_input_is_neither_there_nor_coming_is_refused(config: Path
         "logs CONFIG rest",
     ],
 )
-def test_mistakes_have_exit_code_2(config: Path, arguments: str, program: Program) -> None:
+def test_user_errors_have_exit_code_2(config: Path, arguments: str, program: Program) -> None:
     answer = program(*arguments.replace("CONFIG", str(config)).split())
     assert answer.code == 2, answer
     assert answer.err.startswith("error: ")
@@ -184,7 +184,7 @@ def test_one_submission_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_variables_stronger_than_scripts_are_warned_of() -> None:
+def test_variables_that_override_the_scripts_are_reported() -> None:
     assert submit.warnings({"SBATCH_PARTITION": "x", "HOME": "/"})[0].startswith("SBATCH_PARTITION: ")
     assert submit.warnings({"HOME": "/"}) == []
 
@@ -204,12 +204,12 @@ def test_the_signal_is_reported_and_ignored_afterwards() -> None:
 
 
 def test_half_written_pickles_of_the_job_are_cleared(tmp_path: Path) -> None:
-    mine = [tmp_path / "15_1_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl.save_tmp"]
+    own = [tmp_path / "15_1_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl.save_tmp"]
     others = [tmp_path / "15_10_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl"]
-    for path in (*mine, *others):
+    for path in (*own, *others):
         path.touch()
     runner.clear_stale(tmp_path, "15_1")
-    assert [path.exists() for path in (*mine, *others)] == [False, False, True, True]
+    assert [path.exists() for path in (*own, *others)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(("visible", "found"), [("", []), ("2,3", [2, 3]), ("GPU-4a", []), ("0", [0])])
@@ -218,7 +218,7 @@ def test_gpus_of_this_process(monkeypatch: pytest.MonkeyPatch, visible: str, fou
     assert local.gpus() == found
 
 
-def test_a_damaged_record_is_no_secret(tmp_path: Path) -> None:
+def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
     folder = LaunchFolder(RunFolder(tmp_path))
     write_text(folder.jobs / "1.json", "{")
     with pytest.raises(UserError, match="is damaged"):
