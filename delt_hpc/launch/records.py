@@ -81,6 +81,16 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def record_submission(
+    folder: LaunchFolder, executor: str, cluster: str, job: str, tasks: tuple[Task, ...], classes: int
+) -> None:
+    """Record tasks that were started together, now and from this host."""
+    submission = Submission(
+        executor, cluster, platform.node(), now(), job, len(tasks) > 1, tasks[0].stage, tasks, classes
+    )
+    write_submission(folder, submission)
+
+
 def write_submission(folder: LaunchFolder, submission: Submission) -> None:
     tasks = [_task_to_json(task) for task in submission.tasks]
     time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")

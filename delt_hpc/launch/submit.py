@@ -22,7 +22,7 @@ from delt_hpc.launch import plan, queue, records, status
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job
 from delt_hpc.launch.profile import Profile
-from delt_hpc.launch.records import LaunchFolder, Submission
+from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
 from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
@@ -204,19 +204,9 @@ def _submit(request: Request, job: Job, after: tuple[str, ...]) -> str:
             delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
             delayed.dump(path)
         id_ = queue.submit(content)
-        submission = Submission(
-            "slurm",
-            request.cluster,
-            platform.node(),
-            records.now(),
-            id_,
-            len(job.tasks) > 1,
-            job.stage,
-            job.tasks,
-            request.classes,
-        )
         for position, path in enumerate(pickles):
-            path.rename(JobPaths(folder, submission.id_of(position)).submitted_pickle)
+            task_id = f"{id_}_{position}" if len(pickles) > 1 else id_
+            path.rename(JobPaths(folder, task_id).submitted_pickle)
     except queue.QueueError as error:
         raise SubmissionError(
             f"Slurm refuses the job: {error}", remedy="`delt-hpc doctor` checks the profile on the cluster"
@@ -224,8 +214,8 @@ def _submit(request: Request, job: Job, after: tuple[str, ...]) -> str:
     finally:
         for path in pickles:
             path.unlink(missing_ok=True)
+    records.record_submission(request.folder, "slurm", request.cluster, id_, job.tasks, request.classes)
     write_text(JobPaths(folder, id_).submission_file, content)
-    records.write_submission(request.folder, submission)
     return id_
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 
 

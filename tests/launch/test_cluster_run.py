@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-
 SCRIPT = Path(__file__).parents[2] / "slurm" / "stage.sbatch"
 
 
