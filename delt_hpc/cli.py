@@ -37,7 +37,6 @@ app = typer.Typer(
 
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-register(app)
 
 TrialId = Annotated[
     str | None, typer.Option("--trial", metavar="STUDENT-SEED-ARM", help="Only this one, e.g. resnet18-1-random-soft.")
@@ -191,6 +190,8 @@ def bench_ranking(
 
 bench_app.command("kernels")(bench_kernels)
 bench_app.command("synthesis")(bench_synthesis)
+
+register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -119,7 +119,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until no task runs or waits.")] = False,
     every: Annotated[float, typer.Option(min=0.5, help="With --watch: seconds between updates.")] = 10.0,
 ) -> None:
-    """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: Slurm is silent."""
+    """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: no answer."""
     opened = open_submitted(config, run_folder)
     while True:
         rows, problem = states.read(opened.config, opened.run, opened.classes)
