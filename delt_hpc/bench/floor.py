@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from delt_hpc.bench.peaks import Peak
 from delt_kernels.teacher.fused import FusedTeacher
-from delt_kernels.teacher.sites import Site
+from delt_kernels.teacher.rewrite import Site
 
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _OBSERVED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, *_POOLS)
@@ -86,7 +86,7 @@ def work(network: nn.Module, size: int) -> Work:
         if isinstance(call.module, nn.Conv2d | nn.Linear):
             weight = call.module.weight
             products.append(Product(2 * call.written * weight[0].numel(), call.read + call.written, weight.numel()))
-    return Work(tuple(products), _between(calls, FusedTeacher(network, form="plain").sites))
+    return Work(tuple(products), _between(calls, FusedTeacher(network, backend="torch").sites))
 
 
 def _calls(network: nn.Module, size: int) -> list[_Call]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 
 # Images of each segment where eight batches of 100 are packed, each a round behind the next (50 images a class).
 ROUNDS = (14, 28, 40, 52, 64, 76, 88, 100)
@@ -95,12 +95,12 @@ class Case:
     leaves: int
     cotangents: Tensors
     published: Way
-    ours: Callable[[Form], Way]
+    ours: Callable[[Backend], Way]
     bytes: tuple[int, int]
     terms: int = 1
 
     def way(self, form: str) -> Way:
-        """eager: the published formula op by op; published: it, compiled; plain: ours, compiled; fused: the kernels."""
+        """The published formula, eager or compiled (published); ours, compiled (torch) or as kernels (triton)."""
         if form in ("eager", "published"):
             return self.published if form == "eager" else self.published.compiled()
-        return self.ours("fused") if form == "fused" else self.ours("plain").compiled()
+        return self.ours("triton") if form == "triton" else self.ours("torch").compiled()

@@ -12,13 +12,13 @@ from torch import Tensor
 from delt_hpc.bench.kernel_case import Batch, Case, Run, Tensors, Way
 from delt_hpc.bench.kernel_layers import Layer, layers_of
 from delt_hpc.keyed_random import seeded
-from delt_hpc.recovery.augmentation import draw_view, look
+from delt_hpc.recovery.augmentation import augment, draw_view
 from delt_kernels.adam import adam_
 from delt_kernels.bn_distance import bn_distance
-from delt_kernels.bn_relu_maxpool import stem_stats
+from delt_kernels.bn_relu_maxpool import bn_relu_maxpool
 from delt_kernels.bn_stats import bn_stats, bn_stats_fork
 from delt_kernels.crop_resize import crop_resize, crop_resize_backward
-from delt_kernels.dispatch import Form
+from delt_kernels.dispatch import Backend
 
 SIZES = {"resnet18": 224, "resnet50": 224, "convnet4": 64}
 BATCH_NORM_EPS, ADAM_EPS, BETAS, FIRST_WEIGHT = 1e-5, 1e-8, (0.5, 0.9), 10.0
@@ -62,13 +62,13 @@ def _batch_norm(network: str, layer: Layer, count: int, batch: Batch) -> Case:
         y = F.max_pool2d(y, 3, 2, 1) if pools else y
         return (*[y] * (1 + layer.forked), *_moments(x, batch.split))
 
-    def ours(form: Form) -> Way:
+    def ours(backend: Backend) -> Way:
         def run(x: Tensor, *rest: Tensor) -> Tensors:
             *residual, _, beta, mean, _, scale, offsets = rest
             if pools:
-                return stem_stats(x, scale, beta, mean, offsets, form=form)
+                return bn_relu_maxpool(x, scale, beta, mean, offsets, backend=backend)
             operator: Run = bn_stats_fork if layer.forked else bn_stats
-            return operator(x, scale, beta, mean, offsets, residual[0] if residual else None, relu, form=form)
+            return operator(x, scale, beta, mean, offsets, residual[0] if residual else None, relu, backend=backend)
 
         return Way(run, finish)
 
@@ -118,10 +118,12 @@ def _head(network: str, layers: Counter[Layer], batch: Batch) -> Case:
         sums.append(torch.stack([0.1 * noise[:, 0] * counts, (1 + 0.1 * noise[:, 1]) * counts], 1))
         variances.append(batch.normal(layer.channels).square() + 0.5)
 
-    def ours(form: Form) -> Way:
+    def ours(backend: Backend) -> Way:
         def run(*given: Tensor) -> Tensors:
             *tensors, offsets = given
-            return bn_distance(tensors[: len(each)], tensors[len(each) :], pixels, weights, offsets, form=form)[:1]
+            return bn_distance(tensors[: len(each)], tensors[len(each) :], pixels, weights, offsets, backend=backend)[
+                :1
+            ]
 
         return Way(run)
 
@@ -129,7 +131,7 @@ def _head(network: str, layers: Counter[Layer], batch: Batch) -> Case:
     return Case(
         network, "bn_distance", f"{len(each)} layers", 1,
         (*sums, *variances, batch.offsets), len(each), (batch.normal(len(batch.split) - 1),),
-        ours("plain"), ours, (2 * size + sum(variance.nbytes for variance in variances), 2 * size),
+        ours("torch"), ours, (2 * size + sum(variance.nbytes for variance in variances), 2 * size),
         max(layer.channels for layer in each),
     )  # fmt: skip
 
@@ -145,15 +147,15 @@ def _crop(network: str, size: int, batch: Batch) -> Case:
         return given.dtype if given.dtype == torch.float64 else batch.dtype
 
     def published(images: Tensor, *_: Tensor) -> Tensors:
-        seen = [look(images[a:b], view) for (a, b), view in zip(pairwise(batch.split), views, strict=True) if a < b]
+        seen = [augment(images[a:b], view) for (a, b), view in zip(pairwise(batch.split), views, strict=True) if a < b]
         return (torch.cat(seen).to(wanted(images), memory_format=torch.channels_last),)
 
-    def ours(form: Form) -> Way:
+    def ours(backend: Backend) -> Way:
         def run(images: Tensor, table: Tensor, rows: Tensor, offsets: Tensor) -> Tensors:
-            return (crop_resize(images, table, rows, offsets, dtype=wanted(images), form=form),)
+            return (crop_resize(images, table, rows, offsets, dtype=wanted(images), backend=backend),)
 
         def backward(_: Tensor, table: Tensor, rows: Tensor, offsets: Tensor, gradient: Tensor) -> Tensors:
-            return (crop_resize_backward(gradient, table, offsets, form=form),)
+            return (crop_resize_backward(gradient, table, offsets, backend=backend),)
 
         return Way(run, backward=backward)
 
@@ -181,10 +183,10 @@ def _adam(network: str, size: int, batch: Batch) -> Case:
         images.clamp_(low[:, None, None], high[:, None, None])
         return images, first, second
 
-    def ours(form: Form) -> Way:
+    def ours(backend: Backend) -> Way:
         def run(*given: Tensor) -> Tensors:
             images, first, second, gradient, rows, steps, low, high = given
-            adam_(images, first, second, gradient, rows, steps, low, high, BETAS, ADAM_EPS, form=form)
+            adam_(images, first, second, gradient, rows, steps, low, high, BETAS, ADAM_EPS, backend=backend)
             return images, first, second
 
         return Way(run)

@@ -15,7 +15,7 @@ def bench_kernels(
         typer.Option(min=1, show_default="462 on a GPU, 2 on a CPU", help="Packed into one call, in eight segments."),
     ] = None,
     forms: Annotated[str, typer.Option(help="Separated by commas; eager is always measured.")] = (
-        "published,plain,fused"
+        "published,torch,triton"
     ),
     dtype: Annotated[
         Literal["float32", "bfloat16"] | None, typer.Option(show_default="bfloat16 on a GPU, float32 on a CPU")

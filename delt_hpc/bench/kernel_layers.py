@@ -17,7 +17,7 @@ class Layer(NamedTuple):
     """What runs as one operator at a BatchNorm layer.
 
     Args:
-        operators: e.g. `bn + add + relu` (`delt_kernels.teacher.sites.Site`).
+        operators: e.g. `bn + add + relu` (`delt_kernels.teacher.rewrite.Site`).
         forked: two others read the output.
     """
 
@@ -50,5 +50,5 @@ def layers_of(network: str, size: int) -> Counter[Layer]:
     for hook in hooks:
         hook.remove()
     return Counter(
-        Layer(site.operators, site.forked, *shapes[site.name]) for site in FusedTeacher(model, form="plain").sites
+        Layer(site.operators, site.forked, *shapes[site.name]) for site in FusedTeacher(model, backend="torch").sites
     )

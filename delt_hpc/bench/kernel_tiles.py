@@ -52,7 +52,7 @@ def sweep(layers: Iterable[Case], device: torch.device) -> Iterator[dict[str, An
     for case in layers:
         for choice in CHOICES:
             with _constants(choice):
-                found = [times(run, device) for run in Trial(case, case.ours("fused")).passes]
+                found = [times(run, device) for run in Trial(case, case.ours("triton")).passes]
             for name, taken in zip(PASSES, found, strict=True):
                 shown = {"network": case.network, "operator": case.operator, "shape": case.shape, "pass": name}
                 yield shown | choice | {"used": choice == IN_USE, "median_ms": taken.median_ms}

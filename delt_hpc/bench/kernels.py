@@ -23,10 +23,10 @@ from delt_hpc.run.folder import write_csv, writing
 FORMS = {
     "eager": "the published formula, op by op",
     "published": "the published formula, compiled",
-    "plain": "ours in PyTorch, compiled",
-    "fused": "our kernels",
+    "torch": "ours in PyTorch, compiled",
+    "triton": "our kernels",
 }
-COLOURS = {"eager": "muted", "published": "random", "plain": "selected", "fused": "distilled"}
+COLOURS = {"eager": "muted", "published": "random", "torch": "selected", "triton": "distilled"}
 BASELINE = "eager"
 PACKED = sum(ROUNDS)
 PASSES = ("forward", "backward")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from delt_hpc.bench.stopwatch import copy_bandwidth, times, working_stream
-from delt_hpc.recovery.precision import Precision, backends
+from delt_hpc.recovery.precision import NumericFormat, backend_flags
 
 SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices
 
@@ -18,11 +18,13 @@ class Peak:
     bytes_per_s: float
 
 
-def measure(precision: Precision, device: torch.device) -> Peak:
-    """In the precision's type. A copied byte counts twice: it is read and written."""
+def measure(numeric_format: NumericFormat, device: torch.device) -> Peak:
+    """In the given number format. A copied byte counts twice: it is read and written."""
     side = SIDE[device.type]
-    one, other = (torch.randn(side, side, device=device).to(precision.network or torch.float32) for _ in range(2))
+    one, other = (
+        torch.randn(side, side, device=device).to(numeric_format.network_dtype or torch.float32) for _ in range(2)
+    )
     product = torch.empty_like(one)
-    with backends(precision.tf32, deterministic=False), working_stream(device):
+    with backend_flags(tf32=numeric_format.tf32), working_stream(device):
         ms = times(lambda: torch.matmul(one, other, out=product), device).median_ms
         return Peak(2 * side**3 / (ms / 1e3), copy_bandwidth(device) * 1e9)

@@ -19,7 +19,7 @@ from delt_hpc.bench.synthesis_runs import Outcome
 from delt_hpc.bench.synthesis_times import Times, measure
 from delt_hpc.bench.synthesis_variants import VARIANTS, Variant, missing
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.run.folder import write_csv, write_text, writing
 
 REASON = 200  # characters of an error that a row tells
@@ -40,7 +40,7 @@ def bench(out: Path, options: Options, say: Callable[[str], None]) -> pd.DataFra
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reached = {
-        precision: peaks.measure(Precision.of(options.recipe.recover(precision=precision), device), device)
+        precision: peaks.measure(NumericFormat.of(options.recipe.recover(precision=precision), device), device)
         for precision in options.precisions
         if not missing(precision, device)
     }

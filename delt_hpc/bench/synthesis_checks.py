@@ -8,7 +8,7 @@ import torch
 from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_runs import Outcome, Published, Run
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 
 CHECKED = 2  # rounds, the first ones, whose batches are smallest
 
@@ -35,7 +35,7 @@ class InexactError(Exception):
 
 def expected(case: Case, device: torch.device) -> dict[int, Outcome]:
     """What the first batches' first iterations give in float64, by round."""
-    exact = Published(case, Precision(torch.float64), device, dtype=torch.float64)
+    exact = Published(case, NumericFormat(torch.float64), device, dtype=torch.float64)
     found = {}
     for round_index in range(min(CHECKED, case.recipe.rounds)):
         exact.enter((round_index,))

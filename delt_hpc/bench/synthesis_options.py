@@ -29,9 +29,9 @@ class Options:
     def usual(device: torch.device) -> "Options":
         """On a GPU the published recipe and all networks; on a CPU what ends in about a minute."""
         if device.type == "cuda":
-            variants = tuple(name for name in VARIANTS if not name.startswith("plain"))
+            variants = tuple(name for name in VARIANTS if not name.startswith("torch"))
             return Options(tuple(NETWORKS), variants, PRECISIONS, Recipe(), 5)
-        variants = ("reference", "plain", "plain-packed", "compiled-packed", "triton-packed")
+        variants = ("reference", "torch", "torch-packed", "compiled-packed", "triton-packed")
         return Options(("convnet3",), variants, ("float32",), Recipe(ipc=8, batch_size=8, rounds=4), 3)
 
     def changed(

@@ -7,7 +7,7 @@ import torch
 from delt_hpc.bench.synthesis_cases import Case
 from delt_hpc.bench.synthesis_runs import Packed, Published, Run
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 
 REFERENCE = "reference"
 PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
@@ -19,7 +19,7 @@ class Variant:
     Attributes:
         what: it is, for people.
         packed: by the packed engine; else one batch after the other by the published formula.
-        fused: with Triton kernels.
+        triton: with Triton kernels.
         compiled: by torch.compile.
         together: all rounds in one pass.
         precisions: those it is measured in.
@@ -27,19 +27,18 @@ class Variant:
 
     what: str
     packed: bool = True
-    fused: bool = False
+    triton: bool = False
     compiled: bool = False
     together: bool = False
     precisions: tuple[RecoverPrecision, ...] = PRECISIONS
 
     def start(self, case: Case, precision: RecoverPrecision, device: torch.device) -> Run:
         recover = case.recipe.recover(
-            precision=precision, kernels="fused" if self.fused else "plain", compile=self.compiled
+            precision=precision, kernels="triton" if self.triton else "torch", compile=self.compiled
         )
-        numbers = Precision.of(recover, device)
         if self.packed:
-            return Packed(case, numbers, device, recover=recover, together=self.together)
-        return Published(case, numbers, device, compiled=self.compiled)
+            return Packed(case, device, recover=recover, together=self.together)
+        return Published(case, NumericFormat.of(recover, device), device, compiled=self.compiled)
 
     def passes(self, rounds: int) -> list[tuple[int, ...]]:
         """The rounds of each pass that has to be timed."""
@@ -47,7 +46,7 @@ class Variant:
 
     def obstacle(self, precision: RecoverPrecision, device: torch.device) -> str:
         """Why it cannot run here, if so."""
-        if self.fused and device.type == "cpu":
+        if self.triton and device.type == "cpu":
             return "there is no GPU for Triton's kernels"
         return missing(precision, device)
 
@@ -67,18 +66,18 @@ VARIANTS = {
         precisions=("float32", "tf32"),
     ),
     "published-compiled": Variant("published formula, torch.compile; a batch a pass", packed=False, compiled=True),
-    "plain": Variant("packed engine, PyTorch's operators; a batch a pass"),
-    "plain-packed": Variant("packed engine, PyTorch's operators; all rounds in a pass", together=True),
+    "torch": Variant("packed engine, PyTorch's operators; a batch a pass"),
+    "torch-packed": Variant("packed engine, PyTorch's operators; all rounds in a pass", together=True),
     "compiled": Variant("packed engine, PyTorch's operators, torch.compile; a batch a pass", compiled=True),
     "compiled-packed": Variant(
         "packed engine, PyTorch's operators, torch.compile; all rounds in a pass", compiled=True, together=True
     ),
-    "triton": Variant("packed engine, Triton kernels; a batch a pass", fused=True),
-    "triton-packed": Variant("packed engine, Triton kernels; all rounds in a pass", fused=True, together=True),
+    "triton": Variant("packed engine, Triton kernels; a batch a pass", triton=True),
+    "triton-packed": Variant("packed engine, Triton kernels; all rounds in a pass", triton=True, together=True),
     "triton-compiled": Variant(
-        "packed engine, Triton kernels, torch.compile; a batch a pass", fused=True, compiled=True
+        "packed engine, Triton kernels, torch.compile; a batch a pass", triton=True, compiled=True
     ),
     "triton-compiled-packed": Variant(
-        "packed engine, Triton kernels, torch.compile; all rounds in a pass", fused=True, compiled=True, together=True
+        "packed engine, Triton kernels, torch.compile; all rounds in a pass", triton=True, compiled=True, together=True
     ),
 }

@@ -1,4 +1,4 @@
-"""Files beside the computation: images of coming batches are read ahead, results and checkpoints written behind."""
+"""Reads and writes files while the device computes: images of the next batches, results and checkpoints."""
 
 from collections import deque
 from collections.abc import Callable
@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 from delt_hpc.run.stop import Interrupted
 
 T = TypeVar("T")
-WRITES = 16  # waiting at most: each holds images in memory
+MAX_PENDING_WRITES = 16  # each holds the images of a batch in memory
 
 
-class Background:
-    """One thread that reads and one that writes, in the order of the calls. Leaving the context waits for both.
+class AsyncFiles:
+    """One thread that reads and one that writes, each in the order of the calls.
 
-    An error of a write is raised by the next `write`, or at the end of the context; where the context ends by another
-    error it is noted on that one, but a mere stop is no reason to pass over it.
+    Leaving the context waits for all writes. An error of a write is raised by a later `write` or at the end of the
+    context. If the context ends by another error, the write's error is added to that one as a note; a request to stop
+    (`Interrupted`) is replaced by it, because the state was not saved.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,7 @@ class Background:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writes: deque[Future[None]] = deque()
 
-    def __enter__(self) -> "Background":
+    def __enter__(self) -> "AsyncFiles":
         return self
 
     def __exit__(
@@ -33,20 +34,21 @@ class Background:
         self._reader.shutdown(cancel_futures=True)
         self._writer.shutdown()
         if error is None or isinstance(error, Interrupted):
-            self._settle(0)
+            self._wait(0)
             return
         for write in self._writes:
             if (failed := write.exception()) is not None:
                 error.add_note(f"before that, a file could not be written: {failed!r}")
 
-    def read(self, work: Callable[[], T]) -> "Future[T]":
-        return self._reader.submit(work)
+    def read(self, function: Callable[[], T]) -> "Future[T]":
+        return self._reader.submit(function)
 
-    def write(self, work: Callable[..., None], *values: Any) -> None:
-        self._writes.append(self._writer.submit(work, *values))
-        self._settle(WRITES)
+    def write(self, function: Callable[..., None], *args: Any) -> None:
+        """Call the function in the writing thread. Blocks while too many writes are pending."""
+        self._writes.append(self._writer.submit(function, *args))
+        self._wait(MAX_PENDING_WRITES)
 
-    def _settle(self, allowed: int) -> None:
-        """Collect finished writes, and wait until no more than allowed are left."""
+    def _wait(self, allowed: int) -> None:
+        """Wait until at most `allowed` writes are pending, and raise the error of a failed one."""
         while self._writes and (self._writes[0].done() or len(self._writes) > allowed):
             self._writes.popleft().result()

@@ -1,37 +1,46 @@
-"""Which batches travel together, and for how long: a pipeline of early-late rounds. Pure; no tensors.
+"""Which batches share a pass, and for how many iterations: pipelining of batches over rounds.
 
-Early rounds have few images and every round another number of them. Independent batches at different rounds together
-have one constant number: with M rounds and M batches a round apart, the active images of a pass are those of every
-round at once. Nothing about any image changes, only who travels beside whom.
+A batch of DELT has few active images in early rounds, and every round has another number of them. Batches are
+independent, so several can share one forward and backward pass. With M rounds and M batches, each one round behind the
+other, a pass holds the active images of all rounds at once, which is a constant number.
 """
 
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 
+if TYPE_CHECKING:
+    from delt_hpc.recovery.state import State
+
 
 @dataclass(frozen=True)
 class PackingPlan:
-    """`width` lanes of batches, of which each follows the one before it `stride` rounds later.
+    """How batches share a pass: in `lanes` independent lanes, with `places` batches in each.
+
+    In a lane a batch starts `stride` rounds after the one before it, so place p always holds a batch that is in one of
+    the rounds p * stride to (p + 1) * stride - 1.
 
     Attributes:
-        padded: every pass has the same number of images and a batch's place among them depends on its round and lane
-            alone; places without a batch are filled with images that nothing comes of.
+        padded: every pass has the same number of images, and the position of a batch in it depends on its round and
+            lane alone. Free positions hold padding whose results are discarded.
     """
 
-    width: int
+    lanes: int
     stride: int
     rounds: int
     padded: bool = False
 
     @staticmethod
-    def of(batches: int, rounds: int, segments: int, deterministic: bool) -> "PackingPlan":
-        """How `batches` travel with at most `segments` in a pass.
+    def of(batches: int, rounds: int, segments: int, deterministic: bool) -> PackingPlan:
+        """The plan for a number of batches with at most `segments` of them in a pass.
 
-        More batches than fit travel staggered by rounds, which keeps passes full and their size constant; fewer all
-        start together. Under `deterministic` the choice does not depend on the number of batches.
+        If all batches fit into one pass they start together. Otherwise they are staggered by rounds, which keeps passes
+        full and of constant size. With `deterministic` the plan does not depend on the number of batches.
         """
         if segments == 1:
             return PackingPlan(1, rounds, rounds)
@@ -41,13 +50,13 @@ class PackingPlan:
 
     @property
     def places(self) -> int:
-        """Batches of one lane that travel at the same time."""
+        """Batches of one lane that share a pass."""
         return -(-self.rounds // self.stride)
 
     @property
     def segments(self) -> int:
-        """Most batches in a pass."""
-        return self.width * self.places
+        """The largest number of batches in a pass."""
+        return self.lanes * self.places
 
     def place(self, round_index: int) -> int:
         return round_index // self.stride
@@ -58,95 +67,153 @@ class PackingPlan:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many images there is room for.
+    """The numbers of images that the engine's buffers must hold.
 
     Attributes:
-        slot: of a batch.
-        places: active ones, of a batch in each place.
-        most: active ones, of a pass.
+        slot: images of one batch.
+        places: active images of one batch, for each place.
+        images: active images of a whole pass.
     """
 
     slot: int
     places: tuple[int, ...]
-    most: int
+    images: int
 
     @staticmethod
-    def of(batches: Sequence[Batch], packing: PackingPlan) -> "Capacity":
-        """For any of the batches."""
+    def of(batches: Sequence[Batch], packing: PackingPlan) -> Capacity:
+        """Enough for any of these batches."""
         places = tuple(
             max(batch.active(packing.last_round(place)) for batch in batches) for place in range(packing.places)
         )
-        return Capacity(max(len(batch.entries) for batch in batches), places, packing.width * sum(places))
+        return Capacity(max(len(batch.entries) for batch in batches), places, packing.lanes * sum(places))
 
 
 @dataclass
 class ScheduledBatch:
-    """A batch on its way, t iterations done."""
+    """A batch and how far it is.
+
+    Attributes:
+        t: iterations done.
+        slot: which part of the engine's buffers holds its images while it is in flight; -1 before.
+        place: its place in the lane while it is in flight; -1 before.
+    """
 
     batch: Batch
     lane: int
     t: int = 0
-    slot: int = -1  # where its images lie, from entering to leaving
+    slot: int = -1
     place: int = -1
 
 
 class BatchScheduler:
-    """Fills, turns and drains. A batch enters when its place in its lane is free: the first, or, resumed, that of t."""
+    """Decides which batches take part in the next pass.
+
+    A waiting batch enters when its place in its lane is free: place 0 for a new batch, a later one for a resumed batch.
+    """
 
     def __init__(self, waiting: Sequence[ScheduledBatch], packing: PackingPlan, schedule: Schedule) -> None:
         self._packing, self._schedule = packing, schedule
-        # Those that are further go first: nothing may overtake in a lane.
+        # The most advanced ones first: a batch cannot overtake another in its lane.
         self._waiting = sorted(waiting, key=lambda scheduled: -scheduled.t)
-        self._travelling: list[ScheduledBatch] = []
-        self._slots = list(range(packing.segments))[::-1]
+        self._in_flight: list[ScheduledBatch] = []
+        self._free_slots = list(range(packing.segments))[::-1]
 
     def __bool__(self) -> bool:
-        """Is there anything left to do?"""
-        return bool(self._waiting or self._travelling)
+        """Whether any batch is unfinished."""
+        return bool(self._waiting or self._in_flight)
 
     @property
-    def travelling(self) -> tuple[ScheduledBatch, ...]:
-        return tuple(self._travelling)
+    def in_flight(self) -> tuple[ScheduledBatch, ...]:
+        """Batches that have entered and are not finished."""
+        return tuple(self._in_flight)
 
-    def due(self) -> Iterator[ScheduledBatch]:
-        """Who waits, in the order of entering."""
-        yield from self._waiting
+    @property
+    def waiting(self) -> tuple[ScheduledBatch, ...]:
+        """Batches that have not entered yet, in the order in which they will."""
+        return tuple(self._waiting)
 
     def enter(self) -> list[ScheduledBatch]:
-        """Let in whoever can come in, and say who that is."""
+        """Start all waiting batches whose place is free, and return them."""
         entered = []
         for scheduled in list(self._waiting):
             place = self._packing.place(self._schedule.round(scheduled.t))
-            if self._slots and not self._taken(place, scheduled.lane):
-                scheduled.slot, scheduled.place = self._slots.pop(), place
+            if self._free_slots and not self._occupied(place, scheduled.lane):
+                scheduled.slot, scheduled.place = self._free_slots.pop(), place
                 self._waiting.remove(scheduled)
-                self._travelling.append(scheduled)
+                self._in_flight.append(scheduled)
                 entered.append(scheduled)
         return entered
 
     def running(self) -> list[ScheduledBatch]:
-        """Who takes part in the next pass, by place and lane. A batch whose next place is still taken stands by."""
-        there = [p for p in self._travelling if p.place == self._packing.place(self._schedule.round(p.t))]
-        return sorted(there, key=lambda scheduled: (scheduled.place, scheduled.lane))
+        """The batches of the next pass, by place and lane. A batch whose next place is still occupied pauses."""
+        running = [s for s in self._in_flight if s.place == self._packing.place(self._schedule.round(s.t))]
+        return sorted(running, key=lambda scheduled: (scheduled.place, scheduled.lane))
 
-    def stretch(self) -> int:
-        """Iterations until the first of the running batches comes to the end of its round."""
+    def iterations_to_round_end(self) -> int:
+        """Iterations until the first of the running batches reaches the end of its round."""
         length = self._schedule.round_length
         return min(length - scheduled.t % length for scheduled in self.running())
 
     def advance(self, iterations: int) -> list[ScheduledBatch]:
-        """The running batches are that much further; those that have arrived leave and are returned."""
+        """Count iterations of the running batches; remove and return the finished ones."""
         for scheduled in self.running():
             scheduled.t += iterations
-        arrived = [scheduled for scheduled in self._travelling if scheduled.t >= self._schedule.iterations]
-        for scheduled in arrived:
-            self._travelling.remove(scheduled)
-            self._slots.append(scheduled.slot)
-        for scheduled in sorted(self._travelling, key=lambda scheduled: -scheduled.t):
+        finished = [scheduled for scheduled in self._in_flight if scheduled.t >= self._schedule.iterations]
+        for scheduled in finished:
+            self._in_flight.remove(scheduled)
+            self._free_slots.append(scheduled.slot)
+        for scheduled in sorted(self._in_flight, key=lambda scheduled: -scheduled.t):
             place = self._packing.place(self._schedule.round(scheduled.t))
-            if place != scheduled.place and not self._taken(place, scheduled.lane):
+            if place != scheduled.place and not self._occupied(place, scheduled.lane):
                 scheduled.place = place
-        return arrived
+        return finished
 
-    def _taken(self, place: int, lane: int) -> bool:
-        return any(scheduled.place == place and scheduled.lane == lane for scheduled in self._travelling)
+    def _occupied(self, place: int, lane: int) -> bool:
+        return any(scheduled.place == place and scheduled.lane == lane for scheduled in self._in_flight)
+
+
+class BatchEngine(Protocol):
+    """What `run_batches` needs of the packed engine; see `engine.Engine`."""
+
+    def enter(self, scheduled: ScheduledBatch, state: State) -> None: ...
+
+    def run(
+        self,
+        running: Sequence[ScheduledBatch],
+        states: Sequence[State],
+        iterations: int,
+        after_iteration: Callable[[int], bool],
+    ) -> int: ...
+
+    def snapshot(self, scheduled: ScheduledBatch, state: State) -> State: ...
+
+
+def run_batches(
+    engine: BatchEngine,
+    scheduler: BatchScheduler,
+    load: Callable[[ScheduledBatch], State],
+    finish: Callable[[ScheduledBatch, State], None],
+    after_iteration: Callable[[int], bool] = lambda images: False,
+    after_run: Callable[[Sequence[tuple[ScheduledBatch, State]]], None] = lambda in_flight: None,
+) -> None:
+    """Run the engine until all batches of the scheduler are finished.
+
+    Args:
+        load: returns the state of a batch that enters, on the CPU.
+        finish: receives the final state of a batch, a copy on the CPU.
+        after_iteration: called with the number of active images after each iteration; if it returns true the engine
+            stops early, and `after_run` is called soon.
+        after_run: called between two runs of the engine with the batches in flight. Their iteration counts and losses
+            are up to date; their images are in the engine's buffers (`Engine.snapshot`).
+    """
+    states: dict[str, State] = {}
+    while scheduler:
+        for scheduled in scheduler.enter():
+            states[scheduled.batch.id] = state = load(scheduled)
+            engine.enter(scheduled, state)
+        running = scheduler.running()
+        running_states = [states[scheduled.batch.id] for scheduled in running]
+        done = engine.run(running, running_states, scheduler.iterations_to_round_end(), after_iteration)
+        for scheduled in scheduler.advance(done):
+            finish(scheduled, engine.snapshot(scheduled, states.pop(scheduled.batch.id)))
+        after_run([(scheduled, states[scheduled.batch.id]) for scheduled in scheduler.in_flight])

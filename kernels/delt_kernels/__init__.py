@@ -1,4 +1,4 @@
-"""Fused operators of a recovery iteration, with plain PyTorch forms: docs/kernels.md.
+"""The operators of a recovery iteration, each in PyTorch and in Triton: docs/kernels.md.
 
-One operator each: bn_stats, stem, head, crop_resize, adam. Over a network: teacher. Shared: segments, forms.
+Operators: bn_stats, bn_relu_maxpool, bn_distance, crop_resize, adam. `teacher` rewrites a classifier to use them.
 """

@@ -1,4 +1,4 @@
-"""The forms of an operator: plain PyTorch, or fused kernels behind a registered operator."""
+"""The two backends of an operator: PyTorch's own operations, or Triton kernels behind a registered operator."""
 
 from typing import Literal, get_args
 
@@ -6,35 +6,35 @@ import torch
 import triton
 from torch import Tensor
 
-Form = Literal["auto", "plain", "fused"]
+Backend = Literal["auto", "torch", "triton"]
 
 KERNEL_TYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
-# Triton decides when a kernel is decorated, which is when this package is imported: later changes have no effect.
+# Triton chooses between compiler and interpreter when a kernel is decorated, so a later change has no effect.
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
-def fuses(form: Form, tensor: Tensor) -> bool:
-    """Whether `form` means the registered operator for this tensor; "auto" takes it for CUDA tensors.
+def uses_triton(backend: Backend, tensor: Tensor) -> bool:
+    """Whether to call the registered operator for this tensor; "auto" does so for CUDA tensors.
 
     Raises:
-        ValueError: `form` is none of the three.
+        ValueError: an unknown backend.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"form is {form!r}; expected one of {', '.join(get_args(Form))}")
-    return form == "fused" or (form == "auto" and tensor.is_cuda)
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(get_args(Backend))}")
+    return backend == "triton" or (backend == "auto" and tensor.is_cuda)
 
 
 def in_interpreter() -> bool:
-    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 before the import), where CPU tensors will do."""
+    """Whether kernels run on CPU tensors in Triton's interpreter: TRITON_INTERPRET=1 was set before the import."""
     return _INTERPRETED
 
 
 def runs_kernels(tensor: Tensor) -> bool:
-    """Whether a registered operator runs its kernels on this tensor; else it computes the plain form's values."""
+    """Whether a registered operator launches kernels for this tensor; otherwise it computes with PyTorch."""
     return tensor.dtype in KERNEL_TYPES and (tensor.is_cuda or in_interpreter())
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of statistics and arithmetic for activations in `dtype`: float64 for float64, float32 for all others."""
+    """The type of statistics and arithmetic for activations in `dtype`: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -45,7 +45,7 @@ def test_every_operator_computes_what_is_published(network: str) -> None:
     operators = []
     for case in kernel_cases.cases(network, BATCH):
         operators.append(case.operator)
-        ours, published = (values(case, way, torch.float64) for way in (case.ours("plain"), case.published))
+        ours, published = (values(case, way, torch.float64) for way in (case.ours("torch"), case.published))
         for one, other in zip(ours, published, strict=True):
             # Inputs were float32 before they were float64, the scale too.
             assert error_of(one, other) < 1e-6, case.operator
@@ -81,10 +81,10 @@ def test_modelled_bytes() -> None:
 
 
 def test_a_table_without_kernels_says_so(tmp_path: Path) -> None:
-    table = kernels.bench(["convnet4"], 2, ["fused"], torch.float32, CPU, tmp_path)
+    table = kernels.bench(["convnet4"], 2, ["triton"], torch.float32, CPU, tmp_path)
     assert table.columns[: len(kernels.COLUMNS)].tolist() == list(kernels.COLUMNS)
     assert table["pass"].value_counts().to_dict() == {"forward": 14, "backward": 12}
-    eager, fused = (table[table["form"] == form] for form in ("eager", "fused"))
+    eager, fused = (table[table["form"] == form] for form in ("eager", "triton"))
     assert (eager["ratio"] == 1).all() and (eager["note"] == "").all() and (eager["error"] < 1e-6).all()
     assert (eager["gb_per_s"] * eager["median_ms"] * 1e6).tolist() == pytest.approx(
         (eager["modelled_mb"] * 1e6).tolist()
@@ -93,9 +93,9 @@ def test_a_table_without_kernels_says_so(tmp_path: Path) -> None:
     assert fused["median_ms"].isna().all() and fused["note"].str.contains("CUDA").all()
     totals = kernels.totals(table).set_index("pass")
     assert totals["eager_ms"]["forward"] == pytest.approx(eager[eager["pass"] == "forward"]["median_ms"].sum())
-    assert totals["fused"].isna().all()
+    assert totals["triton"].isna().all()
     text = kernels.described(table)
-    assert text.splitlines()[0].split() == ["network", "pass", "fused", "eager_ms"]
+    assert text.splitlines()[0].split() == ["network", "pass", "triton", "eager_ms"]
     assert text.count("left out") == 1
     read = pd.read_csv(tmp_path / "kernels.csv")
     assert read.columns.tolist() == table.columns.tolist() and len(read) == len(table)
@@ -106,13 +106,13 @@ def test_a_table_without_kernels_says_so(tmp_path: Path) -> None:
 def test_totals_count_every_layer_and_miss_none() -> None:
     rows = [
         {"network": "n", "pass": "forward", "form": form, "median_ms": ms, "count": count}
-        for form, times_of in {"eager": [(4.0, 1), (1.0, 6)], "plain": [(2.0, 1), (0.5, 6)]}.items()
+        for form, times_of in {"eager": [(4.0, 1), (1.0, 6)], "torch": [(2.0, 1), (0.5, 6)]}.items()
         for ms, count in times_of
     ]
-    rows += [row | {"pass": "backward", "median_ms": None if row["form"] == "plain" else 1.0} for row in rows]
+    rows += [row | {"pass": "backward", "median_ms": None if row["form"] == "torch" else 1.0} for row in rows]
     totals = kernels.totals(pd.DataFrame(rows)).set_index("pass")
-    assert totals.loc["forward", ["plain", "eager_ms"]].tolist() == [2.0, 10.0]
-    assert totals["eager_ms"]["backward"] == 7.0 and pd.isna(totals["plain"]["backward"])
+    assert totals.loc["forward", ["torch", "eager_ms"]].tolist() == [2.0, 10.0]
+    assert totals["eager_ms"]["backward"] == 7.0 and pd.isna(totals["torch"]["backward"])
 
 
 def test_what_is_wrong_or_fails_gets_no_time() -> None:
@@ -137,7 +137,7 @@ def test_what_is_wrong_or_fails_gets_no_time() -> None:
 def test_compiled_ways_are_measured() -> None:
     case = smallest()
     exact = values(case, case.published, torch.float64)
-    for form in ("published", "plain"):
+    for form in ("published", "torch"):
         error, note, passes = measure(case, form, exact, [1e-6] * 3, CPU)
         assert error is not None and not note and len(passes) == 1
 
@@ -152,8 +152,8 @@ def test_times_are_ordered_and_warmed_up() -> None:
 
 def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="networks: `vgg` is not known"):
-        kernels.bench(["vgg"], 2, ["plain"], torch.float32, CPU, tmp_path)
-    with pytest.raises(UserError, match=r"forms: `fast` is not known here\n.*eager, published, plain, fused"):
+        kernels.bench(["vgg"], 2, ["torch"], torch.float32, CPU, tmp_path)
+    with pytest.raises(UserError, match=r"forms: `fast` is not known here\n.*eager, published, torch, triton"):
         kernels.bench(["convnet4"], 2, ["fast"], torch.float32, CPU, tmp_path)
     with pytest.raises(UserError, match="on a GPU only"):
         kernel_tiles.bench(["convnet4"], 2, torch.float32, CPU, tmp_path)
@@ -193,5 +193,5 @@ def test_tiles_are_swept_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_are_measured_on_a_gpu(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    table = kernels.bench(["resnet18"], 32, ["fused"], torch.bfloat16, torch.device("cuda"), tmp_path)
+    table = kernels.bench(["resnet18"], 32, ["triton"], torch.bfloat16, torch.device("cuda"), tmp_path)
     assert (table["note"] == "").all() and (table["median_ms"] > 0).all()

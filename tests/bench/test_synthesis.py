@@ -21,7 +21,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.recovery import reference
 from delt_hpc.recovery.device_tables import draw_key
 from delt_hpc.recovery.objective import Objective
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.recovery.schedule import active_images
 from delt_hpc.recovery.state import State
 
@@ -55,19 +55,19 @@ def options(variants: str, precisions: str = "float32", **changes: Any) -> Optio
 def test_the_published_loop_is_the_reference_engine_s(case: Case) -> None:
     """One round, so that nothing is held back: the same images, moments and losses."""
     alone = Case("convnet3", Recipe(ipc=2, batch_size=4, iterations=3, rounds=1), CPU)
-    run = Published(alone, Precision(), CPU)
+    run = Published(alone, NumericFormat(), CPU)
     run.enter((0,))
     run.iterate(3)
     state, batch = State.start(alone.images(0)), alone.batches[0]
     key = draw_key(cases.SEED, batch)
     reference.recover(state, batch, alone.teacher, alone.recipe.recover(), alone.spec, key, lambda *_: None)
-    for name in ("images", "first", "second", "cross_entropy"):
+    for name in ("images", "exp_avg", "exp_avg_sq", "cross_entropy"):
         assert torch.equal(getattr(run._state, name), getattr(state, name))
     assert run._state.curve == state.curve
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["reference", "plain", "plain-packed"])
+@pytest.mark.parametrize("name", ["reference", "torch", "torch-packed"])
 def test_variants_compute_the_same(name: str, precision: Any, case: Case, due: dict[int, Outcome]) -> None:
     run, checked = VARIANTS[name].start(case, precision, CPU), []
     for rounds in VARIANTS[name].passes(SMALL.rounds):
@@ -111,7 +111,7 @@ def test_the_compiled_published_formula_is_the_same(case: Case, due: dict[int, O
 
 def test_wrong_images_do_not_pass(case: Case, due: dict[int, Outcome]) -> None:
     """Even the widest tolerance tells a gradient of the mirrored image, and a loss without BatchNorm's part."""
-    run = VARIANTS["plain-packed"].start(case, "bfloat16", CPU)
+    run = VARIANTS["torch-packed"].start(case, "bfloat16", CPU)
     run.enter((0, 1))
     run.iterate(1)
     right = due[1]
@@ -129,7 +129,7 @@ def test_passes_have_the_recipe_s_images() -> None:
     active = [2 * count for count in active_images(50, 8)]
     run = VARIANTS["reference"].start(full, "float32", CPU)
     assert [run.enter(rounds) for rounds in VARIANTS["reference"].passes(8)] == active
-    packed = VARIANTS["plain-packed"]
+    packed = VARIANTS["torch-packed"]
     assert [packed.start(full, "float32", CPU).enter(rounds) for rounds in packed.passes(8)] == [sum(active)]
     assert full.passes == sum(active) * 500 / 100
 
@@ -139,17 +139,17 @@ def test_statistics_are_those_of_a_pass(case: Case) -> None:
     noise = torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
     with Objective(case.teacher, 1.0, 1.0) as objective:
         labels = torch.zeros(16, dtype=torch.int64)
-        near, far = (objective(images, labels).batch_norm for images in (seen, noise))
+        near, far = (objective(images, labels).bn_distance for images in (seen, noise))
     assert near < 0.01 * far
 
 
 @pytest.mark.usefixtures("quick")
 def test_everything_is_told_in_one_table(tmp_path: Path) -> None:
     told: list[str] = []
-    table = synthesis.bench(tmp_path, options("reference,plain-packed,triton-packed", "float32,tf32"), told.append)
+    table = synthesis.bench(tmp_path, options("reference,torch-packed,triton-packed", "float32,tf32"), told.append)
     assert table.columns[:2].tolist() == ["ratio", "ratio_tf32"]
     rows = table.set_index(["precision", "variant"])
-    by_reference, packed = rows.loc[("float32", "reference")], rows.loc[("float32", "plain-packed")]
+    by_reference, packed = rows.loc[("float32", "reference")], rows.loc[("float32", "torch-packed")]
     assert by_reference["ratio"] == 1
     assert packed["ratio"] == packed["image_iterations_per_s"] / by_reference["image_iterations_per_s"]
     assert (by_reference["images"], packed["images"]) == (3, 6)
@@ -158,7 +158,7 @@ def test_everything_is_told_in_one_table(tmp_path: Path) -> None:
     assert packed["hours_cifar100"] == pytest.approx(200 * packed["s_per_image"] / 3600)
     assert packed["floor_share"] == pytest.approx(packed["floor_ms"] / packed["ms"])
     assert packed["gflop"] == pytest.approx(2 * by_reference["gflop"])
-    failed = rows.drop(index=[("float32", "reference"), ("float32", "plain-packed")])
+    failed = rows.drop(index=[("float32", "reference"), ("float32", "torch-packed")])
     assert failed["failure"].tolist() == [
         "there is no GPU for Triton's kernels",
         "this device has no TF32",
@@ -188,7 +188,7 @@ def test_the_command_writes_table_page_and_plot(tmp_path: Path, capsys: pytest.C
 @pytest.mark.usefixtures("quick")
 def test_what_is_wrong_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(checks.ALLOWED, "float32", Errors(1e-5, 0.0))
-    table = synthesis.bench(tmp_path, options("reference,plain-packed"), lambda line: None)
+    table = synthesis.bench(tmp_path, options("reference,torch-packed"), lambda line: None)
     assert table["failure"].str.startswith("InexactError: wrong in round 1: loss off by").all()
     assert table[["ratio", "ms", "image_iterations_per_s", "s_per_image", "floor_share"]].isna().all(axis=None)
 

@@ -1,4 +1,4 @@
-"""Both engines on the same small batches."""
+"""Runs both engines on the same small batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,7 @@ from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery import device_tables, reference
 from delt_hpc.recovery.batches import Batch, plan
-from delt_hpc.recovery.engine import Engine, fuse
-from delt_hpc.recovery.precision import Precision
-from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
+from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.state import State
 
 SIZE, CLASSES, IPC = 8, 5, 5
@@ -28,7 +25,7 @@ def recover_of(**changes: Any) -> Recover:
 
 
 def preset(method: str) -> Recover:
-    """The method's own values, but a short run."""
+    """The values of a method's preset, with few iterations."""
     values = load_config("digits", [f"method={method}"]).recover.model_dump()
     short = DELT | {"round_iterations": 4 if method == "delt" else None, "jitter": 3 if method == "sre2l" else 0}
     return Recover(**values | short)
@@ -52,7 +49,7 @@ def small_teacher() -> nn.Module:
     return randomised(nn.Sequential(*blocks, nn.Flatten(), nn.Linear(12 * 4, CLASSES)))
 
 
-def first(batch: Batch, dtype: torch.dtype) -> State:
+def initial_state(batch: Batch, dtype: torch.dtype) -> State:
     generator = torch.Generator().manual_seed(sum(batch.id.encode()))
     return State.start(torch.randn(len(batch.entries), 3, SIZE, SIZE, generator=generator).to(dtype))
 
@@ -62,7 +59,7 @@ def by_reference(
 ) -> dict[str, State]:
     states = {}
     for batch in batches:
-        states[batch.id] = state = first(batch, dtype)
+        states[batch.id] = state = initial_state(batch, dtype)
         reference.recover(state, batch, teacher, recover, SPEC, device_tables.draw_key(7, batch), lambda *_: None)
     return states
 
@@ -78,31 +75,27 @@ def by_packed(
     stop_after: int | None = None,
     states: dict[str, State] | None = None,
 ) -> dict[str, State]:
-    """Recover the batches; stopped after so many iterations, what a checkpoint would hold."""
-    precision = Precision.of(recover, device)
-    every = plan(CLASSES, IPC, recover)
-    packing = PackingPlan.of(len(batches), recover.rounds, segments, recover.deterministic)
-    engine = Engine(
-        fuse(teacher.to(device), recover, precision), recover, SPEC, 7, packing, Capacity.of(every, packing), precision,
-        device=device, dtype=dtype,
+    """Recover the batches. With `stop_after` iterations, return what the checkpoints would hold then."""
+    recover = recover.model_copy(update={"segments": segments})
+    setup = build_engine(
+        teacher.to(device), recover, SPEC, 7, plan(CLASSES, IPC, recover),
+        device=device, batch_count=len(batches), dtype=dtype,
     )  # fmt: skip
     states = dict(states or {})
-    numbers = {batch.id: i for i, batch in enumerate(every if recover.deterministic else batches)}
-    waiting = [
-        ScheduledBatch(batch, numbers[batch.id] % packing.width, states[batch.id].t if batch.id in states else 0)
-        for batch in batches
-    ]
-    scheduler, finished, left = BatchScheduler(waiting, packing, Schedule.of(recover)), {}, stop_after
+    scheduler = setup.scheduler(batches, {id_: state.t for id_, state in states.items()})
+    engine, finished, left = setup.engine, {}, stop_after
     while scheduler:
         for scheduled in scheduler.enter():
-            engine.enter(scheduled, states.setdefault(scheduled.batch.id, first(scheduled.batch, dtype)))
+            engine.enter(scheduled, states.setdefault(scheduled.batch.id, initial_state(scheduled.batch, dtype)))
         running = scheduler.running()
-        iterations = scheduler.stretch() if left is None else min(left, scheduler.stretch())
+        iterations = (
+            scheduler.iterations_to_round_end() if left is None else min(left, scheduler.iterations_to_round_end())
+        )
         done = engine.run(running, [states[p.batch.id] for p in running], iterations, lambda images: False)
         for scheduled in scheduler.advance(done):
             finished[scheduled.batch.id] = engine.snapshot(scheduled, states[scheduled.batch.id])
         if left is not None and (left := left - done) == 0:
-            return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.travelling}
+            return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.in_flight}
     return finished
 
 

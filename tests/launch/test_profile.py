@@ -72,7 +72,7 @@ def test_a_file_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
     path.write_text("partition: long\n")
     assert profile.load(str(path)).partition == "long"
     path.write_text("cpus: 2\ncpus: 4\n")
-    with pytest.raises(UserError, match="key `cpus` stands twice"):
+    with pytest.raises(UserError, match="key `cpus` is given twice"):
         profile.load(str(path))
     path.write_text("partition: [\n")
     with pytest.raises(UserError, match="not valid YAML"):

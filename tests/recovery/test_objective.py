@@ -24,14 +24,14 @@ def frozen(network: nn.Module) -> nn.Module:
 
 def written_out(network: nn.Module, images: Tensor, labels: Tensor, r_bn: float, w0: float) -> Tensor:
     """The published loss by forward hooks and sums over channels."""
-    seen: list[tuple[nn.BatchNorm2d, Tensor]] = []
+    inputs_of: list[tuple[nn.BatchNorm2d, Tensor]] = []
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    hooks = [m.register_forward_hook(lambda m, inputs, _: seen.append((m, inputs[0]))) for m in layers]
+    hooks = [m.register_forward_hook(lambda m, inputs, _: inputs_of.append((m, inputs[0]))) for m in layers]
     logits = network(images)
     for hook in hooks:
         hook.remove()
     loss = -(logits.log_softmax(1)[torch.arange(len(labels)), labels]).sum() / len(labels)
-    for layer, x in seen:
+    for layer, x in inputs_of:
         rows = x.transpose(0, 1).reshape(x.shape[1], -1)
         mean = rows.sum(1) / rows.shape[1]
         var = ((rows - mean[:, None]) ** 2).sum(1) / rows.shape[1]
@@ -53,7 +53,7 @@ def test_value_and_gradient(build, r_bn: float) -> None:
     torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=0)
     (ours,), (theirs,) = torch.autograd.grad(loss.total, x), torch.autograd.grad(expected, y)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
-    torch.testing.assert_close(loss.total, loss.cross_entropy + r_bn * loss.batch_norm)
+    torch.testing.assert_close(loss.total, loss.cross_entropy + r_bn * loss.bn_distance)
 
 
 def test_gradient_agrees_with_finite_differences() -> None:
@@ -71,7 +71,7 @@ def test_cross_entropy_of_each_image() -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     with Objective(network, 0.01, 10.0) as objective:
         loss = objective(images, labels)
-    torch.testing.assert_close(loss.each, F.cross_entropy(network(images), labels, reduction="none"))
+    torch.testing.assert_close(loss.cross_entropy_per_image, F.cross_entropy(network(images), labels, reduction="none"))
 
 
 def test_hooks_come_off() -> None:
