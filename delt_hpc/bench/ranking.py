@@ -21,7 +21,7 @@ from delt_hpc.data.loader import Backend, LoaderConfig, evaluation_batches, has_
 from delt_hpc.data.random_crop import draw_window
 from delt_hpc.keyed_random import seeded, uniforms
 from delt_hpc.models.registry import build
-from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.selection import choose
 from delt_hpc.run.folder import write_csv
 
@@ -119,7 +119,7 @@ def _ranked(
 ) -> np.ndarray:
     """Scores in the order of the index; the network works on a GPU where there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = prepare(network.to(device), device)
+    network = network.to(device).to(memory_format=torch.channels_last)
     found = np.empty(len(index))
     for images, positions in _batches(index, backend, batch_size):
         found[positions] = scores(network, images.to(device), index.labels[positions], precision)
