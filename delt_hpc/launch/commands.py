@@ -59,7 +59,8 @@ def plan(
     gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="How many tasks run at a time.")] = None,
     train_images: Annotated[int | None, typer.Option(min=1, help="Training images of a data set not here.")] = None,
     measured: Annotated[
-        list[Path] | None, typer.Option("--figures", help="Timing records to estimate by: a run folder or a file.")
+        list[Path] | None,
+        typer.Option("--figures", help="Measured speeds: a run folder, or a table of bench."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -68,7 +69,7 @@ def plan(
     order = order_of(opened, cluster, stages, classes)
     jobs = submission.missing(order, submission.max_array_size(order.profile))
     images = train_images or train_images_of(opened.run)
-    rates = figures.measured(opened.config, opened.run, measured or ())
+    rates = figures.measured(opened.config, opened.run, order.profile, measured or ())
     rows = estimate.rows(opened.config, order.profile, jobs, opened.classes, rates, slots=gpus, train_images=images)
     disk = estimate.disk(opened.config, opened.classes, rows, gpus)
     if as_json:

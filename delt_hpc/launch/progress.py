@@ -14,7 +14,7 @@ def left(config: Config, run: RunFolder, classes: int, rows: Sequence[Row]) -> d
 
     Stages of which nothing is measured yet are left out.
     """
-    rates, markers = figures.measured(config, run), Markers(config, run, classes)
+    rates, markers = figures.of_run(run), Markers(config, run, classes)
     images = int(read_json(run.dataset)["train_images"]) if run.dataset.exists() else None
     work = estimate.Work(config, classes, images)
     found: dict[Stage, float] = {}

@@ -71,14 +71,17 @@ def test_the_runs_own_figures_come_before_given_ones(tmp_path: Path) -> None:
     lines = [record("recover", 2.0, 100), record("recover", 3.0, 400, "b"), '{"stage": "rec']
     write_text(run.timing / "a.jsonl", "\n".join(lines))
     write_text(given, record("recover", 1.0, 1) + "\n" + record("rank", 1.0, 50))
-    found = figures.measured(CONFIG, run, [given])
+    found = figures.measured(CONFIG, run, SITE, [given])
     assert found["recover"] == Rate(100.0, "a GPU", "this run", 2)
     assert (found["rank"].passes_per_s, found["rank"].source) == (50.0, str(given))
 
 
 def test_figures_of_a_csv_file(tmp_path: Path) -> None:
     write_text(tmp_path / "timing.csv", "stage,unit,seconds,image_iterations,device\nrank,a,2.0,10,cpu\n")
-    assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), [tmp_path / "timing.csv"])["rank"].passes_per_s == 5.0
+    assert (
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [tmp_path / "timing.csv"])["rank"].passes_per_s
+        == 5.0
+    )
 
 
 def test_figures_of_other_work_are_refused(tmp_path: Path) -> None:
@@ -86,11 +89,11 @@ def test_figures_of_other_work_are_refused(tmp_path: Path) -> None:
     write_text(other.timing / "a.jsonl", record("recover", 1.0, 1))
     write_text(other.config, dump_config(load_config("digits")))
     with pytest.raises(UserError, match=r"teacher\.model: measured 'convnet3', now 'resnet18'"):
-        figures.measured(CONFIG, RunFolder(tmp_path / "run"), [other.root])
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [other.root])
     write_text(other.config, dump_config(load_config("imagenet-1k-resnet18-ipc50")))
-    assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), [other.root])["recover"].passes_per_s == 1.0
+    assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [other.root])["recover"].passes_per_s == 1.0
 
 
 def test_a_place_without_figures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no timing records"):
-        figures.measured(CONFIG, RunFolder(tmp_path / "run"), [tmp_path])
+    with pytest.raises(UserError, match="no measured speeds"):
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [tmp_path])
