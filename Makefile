@@ -7,10 +7,14 @@ READY := $(VENV)/ready
 # The oldest versions that the operators are for; torch brings triton 3.6.
 OLDEST := .venv-oldest
 
-.PHONY: install demo test test-oldest cluster-test gpu-check lint clean help
+# Two processes with one thread each: two torch processes with all threads slow each other down.
+# Tests of one group (those on a Slurm cluster) run in one process.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: install demo test test-all test-oldest cluster-test gpu-check lint clean help
 
 help: ## what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(READY) ## the environment in .venv, with the versions of constraints.txt
 
@@ -20,18 +24,21 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## distil the embedded digits with the whole pipeline; a minute and a half on two cores
+demo: $(READY) ## distil the embedded digits with the whole pipeline; about a minute on two cores
 	$(BIN)/delt-hpc run digits --run runs/demo
 
-test: $(READY) ## all tests that run on this machine
-	$(BIN)/python -m pytest
+test: $(READY) ## the tests, without the slow ones; less than five minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY) ## all tests that run on this machine
+	$(PYTEST) --durations=15
 
 test-oldest: $(OLDEST)/ready ## the operators with the oldest torch and triton they are for, in an environment of their own
 	PYTHONPATH=$(CURDIR):$(CURDIR)/kernels $(OLDEST)/bin/python -m pytest tests/kernels -m "not slow"
 
 $(OLDEST)/ready: Makefile
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 pytest
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.11.0 torchvision==0.26.0 pytest pytest-xdist
 	@touch $@
 
 cluster-test: $(READY) ## the launcher on a real Slurm of several nodes on this machine (slurm/README.md)

@@ -15,6 +15,7 @@ from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
 from delt_hpc.run import stop
+from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
 
 # What the machine may refuse at any moment; nothing half-written is left.
@@ -271,6 +272,7 @@ def _stages(text: str) -> tuple[Stage, ...]:
 
 def main() -> None:
     """Entry point: errors of the user's are one message and exit code 2."""
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

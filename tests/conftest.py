@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 ImageFolder = Callable[..., Path]
 
-pytest_plugins = ["helpers.toy", "helpers.slurm_cluster", "helpers.cluster_runs"]
+# The operators are also tested where only torch is installed (`make test-oldest`).
+pytest_plugins = ["helpers.toy", "helpers.slurm_cluster", "helpers.cluster_runs"] if find_spec("pydantic") else []
+
+# One thread in this process and in those that tests start: several processes with all threads slow each other down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
