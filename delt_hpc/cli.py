@@ -112,7 +112,7 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
     from delt_hpc.run.folder import RunFolder  # noqa: PLC0415
 
     done = warm(loaded, RunFolder(_root(config, run_folder, loaded)), wanted)
-    start = "warm" if done.was_there else "cold"
+    start = "warm" if done.from_pack else "cold"
     typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), everything in {done.seconds:.1f} s")
     typer.echo(f"packed in {done.folder}")
 

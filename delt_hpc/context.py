@@ -1,21 +1,40 @@
-"""What every stage is given."""
+"""What every stage is given, and the folder that a stage fills."""
 
 import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from delt_hpc.config.class_range import ClassRange
-from delt_hpc.config.schema import Config, Machine
+from delt_hpc.config.schema import Config, Machine, Stage
+from delt_hpc.data import bad_files
+from delt_hpc.data.bad_files import BadFile
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.loader import LoaderConfig, ValidationSet
 from delt_hpc.errors import UserError
-from delt_hpc.run.folder import RunFolder
+from delt_hpc.run import timing
+from delt_hpc.run.folder import (
+    CHECKPOINT,
+    RunFolder,
+    check_stamp,
+    is_done,
+    mark_done,
+    stage_identity,
+    stamp,
+    writing_folder,
+)
 from delt_hpc.run.progress import Reporter
 
 
 @dataclass(frozen=True, eq=False)
 class Context:
+    """A run that was checked and set up (`pipeline.open_run`)."""
+
     config: Config
     run: RunFolder
     dataset: Dataset
@@ -30,26 +49,108 @@ class Context:
         return LoaderConfig(machine.loader, self.device, workers, machine.cache_mib, self.config.data.on_bad)
 
     def validation_set(self) -> ValidationSet:
-        """The real validation images, by which teacher and students are judged."""
+        """The real validation images, on which teacher and students are measured."""
         return ValidationSet(self.dataset.val, self.dataset.spec, 256, self.loader_config)
 
     def class_range(self, classes: ClassRange | None) -> ClassRange:
-        """The classes to work on; all of the data set unless a range is given.
+        """The classes to work on; all classes unless a range is given.
 
         Raises:
-            UserError: the range lies beyond the last class.
+            UserError: the range ends beyond the last class.
         """
         count = len(self.dataset.classes)
         return (classes or ClassRange(0, count - 1)).within(count)
 
 
+class StageFolder:
+    """The folder of a stage, or of one unit of a stage: stamped before the work, marked as done after it.
+
+    A stage creates it, returns if it is `done`, calls `start`, works, and calls `finish`. A stage whose folder must
+    appear complete or not at all works inside `whole` instead of between `start` and `finish`.
+    """
+
+    def __init__(self, context: Context, stage: Stage, path: Path, *, stamped: bool = True) -> None:
+        """Changes nothing on disk.
+
+        Args:
+            stamped: does the folder carry a stamp of its own?
+
+        Raises:
+            UserError: another configuration made the folder.
+        """
+        self.path, self._context, self._stage = path, context, stage
+        self._identity = stage_identity(context.config, stage, context.run) if stamped else None
+        if self._identity is not None:
+            check_stamp(path, self._identity)
+        self._began = time.perf_counter()
+
+    @property
+    def done(self) -> bool:
+        return is_done(self.path)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state of unfinished work; `finish` deletes it."""
+        return self.path / CHECKPOINT
+
+    def start(self) -> None:
+        """Stamp the folder and start the clock."""
+        if self._identity is not None:
+            stamp(self.path, self._identity)
+        self._began = time.perf_counter()
+
+    def record(
+        self,
+        unit: str,
+        images: int,
+        image_iterations: int | None = None,
+        *,
+        seconds: float | None = None,
+        round: int | None = None,
+        data_wait_s: float = 0.0,
+        compile_s: float = 0.0,
+    ) -> None:
+        """Add a timing record (see `timing.Record`).
+
+        Args:
+            image_iterations: as many as images unless given.
+            seconds: the time since `start`, or else since this object was created, unless given.
+        """
+        seconds = time.perf_counter() - self._began if seconds is None else seconds
+        passes = images if image_iterations is None else image_iterations
+        entry = timing.Record(self._stage, unit, seconds, images, passes, round, data_wait_s, compile_s)
+        timing.record(self._context.run, entry, self._context.device)
+
+    def list_skipped(self, files: Mapping[str, Sequence[BadFile]], prefix: str = "") -> None:
+        """Write the table of the unreadable files of each split that were skipped; no table where there are none."""
+        bad_files.write(self.path / f"{prefix}{bad_files.TABLE}", files)
+
+    def finish(self, facts: dict[str, Any] | None = None) -> None:
+        """Mark the folder as done and delete its checkpoint."""
+        mark_done(self.path, facts)
+        self.checkpoint.unlink(missing_ok=True)
+
+    @contextmanager
+    def whole(self) -> Iterator[Path]:
+        """A temporary folder that becomes this one, stamped and marked as done, once the block has ended."""
+        with writing_folder(self.path) as folder:
+            yield folder
+            if self._identity is not None:
+                stamp(folder, self._identity)
+            mark_done(folder)
+
+
 def choose_device(machine: Machine) -> torch.device:
-    """The device of the configuration; auto is a GPU where torch sees one."""
+    """The device of the configuration; `auto` is a GPU where torch sees one.
+
+    Raises:
+        UserError: `cuda` is configured and torch sees no GPU.
+    """
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "torch sees no CUDA device",
             where="machine.device: cuda",
-            remedy="check the driver, or machine.device: auto",
+            remedy="check the driver, or set machine.device: auto",
         )
     if machine.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")

@@ -76,4 +76,4 @@ def run_stages(
         elif stage == "evaluate":
             evaluate(context, trial)
         else:
-            report(context.config, context.run, context.dataset, context.device)
+            report(context)

@@ -1,1 +1,1 @@
-"""The configuration: its schema, its files, ready recipes."""
+"""The configuration: schema, loading and ready recipes."""

@@ -1,4 +1,4 @@
-"""From a recipe's name, a YAML file or a run folder, plus `--set section.key=value`, to a checked `Config`."""
+"""Loading a checked `Config` from a recipe, a YAML file or a run folder, plus overrides `--set section.key=value`."""
 
 import difflib
 import functools
@@ -18,17 +18,17 @@ Tree = dict[str, Any]
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that `source` names, `overrides` laid over it.
+    """The configuration that `source` names, with `overrides` applied.
 
-    Layers, later ones win: defaults, the method's preset, the recipe or file, the overrides. A method that an override
-    names lays its preset over the recipe, since that is what is asked for.
+    Layers, later ones win: defaults, the method's preset, the recipe or file, the overrides. If an override names the
+    method, the preset of that method wins over the recipe or file.
 
     Args:
-        source: a recipe's name, a YAML file, or a run folder (its stored config).
-        overrides: texts `section.key=value`, the value in YAML.
+        source: a recipe's name, a YAML file, or a run folder (its stored configuration).
+        overrides: strings `section.key=value`, the value in YAML.
 
     Raises:
-        UserError: naming file, key, value and what is allowed, all problems at once.
+        UserError: names the file, key, value and what is allowed, for all problems at once.
     """
     tree, where = _read(source)
     origin: dict[str, str] = {}
@@ -38,13 +38,21 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _preset(tree: Tree) -> Tree:
-    """What the method that `tree` names brings with it."""
+    """The preset of the method that `tree` names; empty if it names none."""
     method = tree.get("method")
     return recipes.method(method) if method in recipes.METHODS else {}
 
 
 def parse_config(tree: Tree, where: str, origin: dict[str, str] | None = None) -> Config:
-    """`tree` as a checked configuration; `origin` says for a key where it came from, if not from `where`."""
+    """Validate `tree`.
+
+    Args:
+        where: the source that error messages name.
+        origin: for keys that come from elsewhere, their source.
+
+    Raises:
+        UserError: lists all problems.
+    """
     try:
         config = Config.model_validate(_with_paths(tree))
     except ValidationError as error:
@@ -57,7 +65,7 @@ def parse_config(tree: Tree, where: str, origin: dict[str, str] | None = None) -
 
 
 def contradictions(config: Config) -> list[tuple[str, str]]:
-    """(key, what is wrong and what would be right) for values that are fine alone but not together."""
+    """(key, problem with its remedy) for values that are valid alone but not in combination."""
     return [
         *_recovery(config.recover),
         *_teacher(config.teacher),
@@ -74,32 +82,38 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
         near = sorted(sorted(divisors, key=lambda d: abs(d - length))[:4])
         yield (
             "recover.round_iterations",
-            f"{length} does not divide recover.iterations = {total}; divisors nearby: {some(near)}",
+            f"{length} does not divide recover.iterations = {total}; use a divisor such as {some(near)}",
         )
     elif recover.batching == "mixed" and recover.rounds > 1:
-        yield "recover.batching", "`mixed` batches know no rounds; set recover.round_iterations: null"
+        yield "recover.batching", "`mixed` batches have a single round; set recover.round_iterations: null"
     if recover.engine == "reference":
         if recover.deterministic:
-            yield "recover.deterministic", "is a promise of recover.engine: packed"
+            yield "recover.deterministic", "requires recover.engine: packed"
         if recover.precision not in ("auto", "float32"):
-            yield "recover.precision", f"the reference engine computes in float32, not {recover.precision}"
+            yield (
+                "recover.precision",
+                f"{recover.precision}: the reference engine computes in float32; use float32 or auto",
+            )
 
 
 def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
     for key, given, source, example in (
-        ("weights", teacher.weights, "torchvision", "a name such as IMAGENET1K_V1"),
-        ("checkpoint", teacher.checkpoint, "checkpoint", "a file of weights"),
+        ("weights", teacher.weights, "torchvision", "e.g. IMAGENET1K_V1"),
+        ("checkpoint", teacher.checkpoint, "checkpoint", "the path of a weights file"),
     ):
         if given and teacher.source != source:
-            yield f"teacher.{key}", f"goes with teacher.source: {source}, not {teacher.source}"
+            yield (
+                f"teacher.{key}",
+                f"is only used with teacher.source: {source}, which is {teacher.source}; remove one of the two",
+            )
         if not given and teacher.source == source:
-            yield f"teacher.{key}", f"is missing; teacher.source: {source} wants {example}"
+            yield f"teacher.{key}", f"is required with teacher.source: {source}; give {example}"
 
 
 def _training(config: Config) -> Iterator[tuple[str, str]]:
     for key, scale in (("squeeze", config.squeeze.crop_scale), ("evaluate", config.evaluate.crop_scale)):
         if scale[0] > scale[1]:
-            yield f"{key}.crop_scale", f"{scale}: the first value is the least area, the second the most"
+            yield f"{key}.crop_scale", f"{scale}: expected the smallest area first, then the largest"
     warm, epochs = config.squeeze.warmup_epochs, config.squeeze.epochs
     if warm >= epochs and config.teacher.source == "train":
         yield "squeeze.warmup_epochs", f"{warm} must be less than squeeze.epochs = {epochs}"
@@ -108,16 +122,22 @@ def _training(config: Config) -> Iterator[tuple[str, str]]:
 def _data(data: Data) -> Iterator[tuple[str, str]]:
     for key, values in (("mean", data.mean), ("std", data.std)):
         if isinstance(values, list) and (len(values) != 3 or not all(0 <= v <= 1 for v in values)):
-            yield f"data.{key}", f"{values}: expected three numbers in 0..1, red, green, blue (pixel values over 255)"
+            yield (
+                f"data.{key}",
+                f"{values}: expected three numbers in 0..1 for red, green, blue (pixel values divided by 255)",
+            )
     if isinstance(data.std, list) and 0 in data.std:
-        yield "data.std", f"{data.std}: a standard deviation must be above 0"
+        yield "data.std", f"{data.std}: standard deviations must be above 0"
     if (data.mean == "measure") != (data.std == "measure"):
-        yield "data.mean", "`measure` goes for data.mean and data.std together"
+        yield "data.mean", "`measure` must be set for both data.mean and data.std, or for neither"
     paths = [name for name in data.classes or () if name in ("", ".", "..") or "/" in name]
     if paths:
-        yield "data.classes", f"{some([repr(name) for name in paths])}: expected names of folders below data.train"
+        yield (
+            "data.classes",
+            f"{some([repr(name) for name in paths])}: expected names of folders directly below data.train",
+        )
     if data.size and data.resize and data.resize < data.size:
-        yield "data.resize", f"{data.resize} is below data.size = {data.size}; the centre crop would not fit"
+        yield "data.resize", f"{data.resize} must be at least data.size = {data.size}, so that the centre crop fits"
 
 
 def _lists(config: Config) -> Iterator[tuple[str, str]]:
@@ -131,16 +151,16 @@ def _lists(config: Config) -> Iterator[tuple[str, str]]:
     for key, items in lists.items():
         twice = sorted({str(item) for item in items if list(items).count(item) > 1})
         if twice:
-            yield key, f"{some(twice)} stands there twice"
+            yield key, f"contains {some(twice)} more than once"
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as YAML, every value written out."""
+    """The configuration as YAML, with every option written out."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def merge(below: Tree, above: Tree) -> Tree:
-    """`above` laid over `below`, section by section."""
+    """Merge two trees section by section; values of `above` win."""
     merged = dict(below)
     for key, body in above.items():
         under = merged.get(key)
@@ -151,21 +171,23 @@ def merge(below: Tree, above: Tree) -> Tree:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-3 as a number, as YAML 1.2 does."""
+    """SafeLoader that rejects duplicate keys and reads 1e-3 as a number, as YAML 1.2 does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                continue  # SafeLoader says what is wrong with it
+                continue  # SafeLoader itself raises the error
             if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key `{key.value}` stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` is given twice", key.start_mark
+                )
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every text in which `_Loader` would see a number."""
+    """SafeDumper that quotes strings that `_Loader` would read as numbers."""
 
 
 _EXPONENT = re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
@@ -174,11 +196,11 @@ for _side in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str) -> Any:
-    """The text's content.
+    """Parse YAML.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or a key stands twice.
-        ValueError: a value is none of its kind, e.g. the date 2024-13-45.
+        yaml.YAMLError: the text is not valid YAML, or has duplicate keys.
+        ValueError: an invalid scalar, e.g. the date 2024-13-45.
     """
     return yaml.load(text, Loader=_Loader)
 
@@ -188,7 +210,11 @@ def _read(source: str) -> tuple[Tree, str]:
     if path.is_dir():
         path = path / "config.yaml"
         if not path.exists():
-            raise UserError("holds no config.yaml, so it is no run folder", where=source)
+            raise UserError(
+                "is not a run folder: it contains no config.yaml",
+                where=source,
+                expected="a recipe's name, a YAML file or the folder of an earlier run",
+            )
     looks_like_file = path.suffix in (".yaml", ".yml") or path.exists()
     if not looks_like_file:
         return recipes.load(source), f"recipe {source}"
@@ -199,13 +225,17 @@ def _read(source: str) -> tuple[Tree, str]:
             "there is no such file", where=source, remedy="give a YAML file or a name that `delt-hpc recipes` lists"
         ) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"is no readable YAML: {error}", where=str(path)) from None
+        raise UserError(f"is not valid YAML: {error}", where=str(path)) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise UserError(f"holds a {type(tree).__name__}", where=str(path), expected="a mapping of sections")
+        raise UserError(
+            f"contains a {type(tree).__name__}, not a configuration",
+            where=str(path),
+            expected="sections such as `recover:` with keys below them",
+        )
     return tree, str(path)
 
 
@@ -215,11 +245,13 @@ def _parse_overrides(overrides: Sequence[str], origin: dict[str, str]) -> Tree:
         key, sign, raw = text.partition("=")
         key = key.strip()
         if not sign or not key:
-            raise UserError("is no override", where=f"--set {text}", expected="section.key=value")
+            raise UserError(
+                "is not an override", where=f"--set {text}", expected="section.key=value, e.g. --set recover.lr=0.1"
+            )
         try:
             body = parse_yaml(raw)
         except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"the value is no readable YAML: {error}", where=f"--set {text}") from None
+            raise UserError(f"the value is not valid YAML: {error}", where=f"--set {text}") from None
         parts = key.split(".")
         for part in reversed(parts):
             body = {part: body}
@@ -229,20 +261,20 @@ def _parse_overrides(overrides: Sequence[str], origin: dict[str, str]) -> Tree:
 
 
 def _with_paths(tree: Tree) -> Tree:
-    """Strict validation takes a Path only as a Path; YAML has texts. Whole numbers stand for floats by themselves."""
-    made = {key: dict(body) if isinstance(body, dict) else body for key, body in tree.items()}
+    """Convert strings to paths where an option is a path: YAML has no paths, and validation is strict."""
+    converted = {key: dict(body) if isinstance(body, dict) else body for key, body in tree.items()}
     for section, model in SECTIONS.items():
-        body = made.get(section)
+        body = converted.get(section)
         if not isinstance(body, dict):
             continue
         for name, field in model.model_fields.items():
             if Path in get_args(field.annotation) and isinstance(body.get(name), str):
                 body[name] = Path(body[name]).expanduser()
-    return made
+    return converted
 
 
 def _place(key: str, where: str, origin: dict[str, str]) -> str:
-    """The last override that gave the key, the section around it or a part of it; without one, `where`."""
+    """The last override that set the key, its section or a part of it; `where` if there is none."""
     related = (
         text
         for given, text in reversed(origin.items())
@@ -251,17 +283,17 @@ def _place(key: str, where: str, origin: dict[str, str]) -> str:
     return next(related, where)
 
 
-# For what pydantic says in the words of Python.
-_WORDS = {
-    "string_pattern_mismatch": "expected letters, digits, `.`, `_`, `-`, the first a letter or digit",
-    "string_type": "should be a text, in quotes where it looks like a number",
+# Replacements for messages of pydantic that only a Python programmer understands.
+_MESSAGES = {
+    "string_pattern_mismatch": "expected letters, digits, `.`, `_` and `-`, starting with a letter or digit",
+    "string_type": "should be a string (put it in quotes if it looks like a number)",
     "is_instance_of": "should be a path",
-    "model_type": "should be a section of keys and values",
+    "model_type": "should be a section (keys with values)",
 }
 
 
 def _explain(detail: dict[str, Any], where: str, origin: dict[str, str]) -> str:
-    """One problem of pydantic's in the words of this program: file: key: value ... allowed."""
+    """One validation error of pydantic as `source: key: value: what is allowed`."""
     location = [part for part in detail["loc"] if isinstance(part, str)]
     model: type[BaseModel] = Config
     path: list[str] = []
@@ -281,6 +313,6 @@ def _explain(detail: dict[str, Any], where: str, origin: dict[str, str]) -> str:
         close = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean `{close[0]}`? " if close else ""
         return f"{place}: {key}: unknown key; {hint}allowed here: {', '.join(known)}"
-    message = _WORDS.get(detail["type"], detail["msg"][0].lower() + detail["msg"][1:])
+    message = _MESSAGES.get(detail["type"], detail["msg"][0].lower() + detail["msg"][1:])
     shown = detail.get("input")
-    return f"{place}: {key or 'the whole'}: {shown!r}: {message.removeprefix('input ')}"
+    return f"{place}: {key or 'the configuration'}: {shown!r}: {message.removeprefix('input ')}"

@@ -1,8 +1,8 @@
-"""The typed configuration of a run: one section a stage, every value checked before any work starts.
+"""The typed configuration of a run: one section per stage, every value checked before any work starts.
 
-A value marked `free` may change between two calls on the same run folder without changing any result that is already
-there (where files lie, how many workers read them, which students are evaluated). Every other value belongs to the
-identity of what was made with it.
+Options come in two kinds. A `value` changes results: it is part of the identity of everything that was made with it. A
+`free` option does not (where files are, how many workers read them, which students are evaluated): it may change
+between two calls on the same run folder.
 """
 
 from pathlib import Path
@@ -32,12 +32,12 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 
 
 def free(default: Any, description: str) -> Any:
-    """A field that belongs to no result's identity."""
+    """An option that changes no result; see the module's docstring."""
     return Field(default, description=description, json_schema_extra={"free": True})
 
 
 def value(default: Any, description: str) -> Any:
-    """A field that belongs to the identity of every result made with it."""
+    """An option that is part of the identity of every result made with it; see the module's docstring."""
     return Field(default, description=description)
 
 
@@ -47,94 +47,122 @@ def is_free(field: FieldInfo) -> bool:
 
 
 class Section(BaseModel):
-    """Unknown keys are errors; `10` is no string and `"10"` no number."""
+    """Unknown keys are errors, and types are strict: `10` is not a string and `"10"` is not a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
-    name: Name = value("digits", "a registered data set (`delt-hpc datasets`), or a name of your own for a folder")
-    root: Path | None = free(None, "folder that holds the data set; default: data/<name>")
+    name: Name = value(
+        "digits", "a data set that `delt-hpc datasets` lists, or a name of your own for a folder of images"
+    )
+    root: Path | None = free(None, "folder of the data set; default: data/<name>")
     train: str = value("train", "folder of the training images below `root`")
     val: str = value("val", "folder of the validation images below `root`")
     classes: Annotated[list[str], Field(min_length=1)] | None = value(
-        None, "class folders to use, in this order; default: all, sorted"
+        None, "class folders to use, in this order; default: all of them, sorted by name"
     )
-    num_classes: Positive | None = value(None, "how many classes there must be; default: the data set's own")
-    size: Positive | None = value(None, "height and width the networks see, pixels; default: the data set's own")
+    num_classes: Positive | None = value(None, "expected number of classes; default: that of the data set")
+    size: Positive | None = value(
+        None, "height and width of the networks' input, pixels; default: that of the data set"
+    )
     resize: Positive | None = value(
-        None, "shorter side before the centre crop, pixels; default: the data set's own, or size // 7 * 8"
+        None,
+        "length of the shorter side before the centre crop, pixels; default: that of the data set, or size // 7 * 8",
     )
-    mean: list[float] | Literal["measure"] | None = value(None, "channel means, or `measure`")
-    std: list[float] | Literal["measure"] | None = value(None, "channel standard deviations, or `measure`")
-    on_bad: OnBad = value("raise", "unreadable files: an error, or left out and listed")
-    mirror: bool | None = value(None, "does a mirrored image keep its class; default: the data set's own")
+    mean: list[float] | Literal["measure"] | None = value(
+        None, "channel means in 0..1 (red, green, blue), or `measure`; default: those of the data set"
+    )
+    std: list[float] | Literal["measure"] | None = value(
+        None, "channel standard deviations, or `measure`; default: those of the data set"
+    )
+    on_bad: OnBad = value("raise", "unreadable image files: `raise` an error, or `skip` and list them")
+    mirror: bool | None = value(None, "use horizontal flips as augmentation; default: that of the data set")
 
 
 class Teacher(Section):
-    model: Name = value("convnet3", "network (`delt-hpc models`)")
-    source: Literal["train", "torchvision", "checkpoint"] = value("train", "where its weights come from")
-    weights: str | None = value(None, "torchvision's name for them, e.g. IMAGENET1K_V1")
-    checkpoint: Path | None = value(None, "a state dict: .pt, .pth, .tar or .safetensors")
+    model: Name = value("convnet3", "a network that `delt-hpc models` lists")
+    source: Literal["train", "torchvision", "checkpoint"] = value(
+        "train", "origin of the weights: trained in this run, torchvision's, or a file"
+    )
+    weights: str | None = value(None, "name of torchvision's weights, e.g. IMAGENET1K_V1 (source: torchvision)")
+    checkpoint: Path | None = value(None, "a state dict: .pt, .pth, .tar or .safetensors (source: checkpoint)")
 
 
 class Squeeze(Section):
-    """Training of the teacher; used where teacher.source is `train`."""
+    """Training of the teacher; used only with teacher.source: train."""
 
     epochs: Positive = value(100, "passes over the training images")
-    batch_size: Positive = value(128, "images a step")
-    lr: Rate = value(0.1, "peak learning rate of SGD with Nesterov momentum, cosine to zero")
+    batch_size: Positive = value(128, "images per step")
+    lr: Rate = value(0.1, "peak learning rate of SGD with Nesterov momentum; cosine decay to zero")
     warmup_epochs: Annotated[int, Field(ge=0)] = value(5, "epochs of linear warm-up")
-    momentum: Probability = value(0.9, "momentum")
-    weight_decay: NotNegative = value(5e-4, "L2 decay")
-    label_smoothing: Probability = value(0.0, "label smoothing")
+    momentum: Probability = value(0.9, "Nesterov momentum of SGD; 0: none")
+    weight_decay: NotNegative = value(5e-4, "L2 penalty; not applied to biases and BatchNorm")
+    label_smoothing: Probability = value(0.0, "label smoothing of the cross-entropy")
     crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
-        [0.25, 1.0], "area of the random crop, least and most"
+        [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
     )
     precision: Precision = value("auto", "autocast type; auto: bfloat16 on a GPU, float32 on a CPU")
-    validate_every: Positive = free(1, "epochs between two validations")
+    validate_every: Positive = free(1, "epochs between two validations; the last epoch is always validated")
 
 
 class Rank(Section):
-    batch_size: Positive = value(256, "images a forward pass")
+    batch_size: Positive = value(256, "images per forward pass")
     precision: ScorePrecision = value("auto", "autocast type; auto: float16 on a GPU, float32 on a CPU")
-    csv: Path | None = value(None, "an existing ranking to use: columns score, img_path, class")
+    csv: Path | None = value(None, "existing ranking to use instead: a CSV with the columns score, img_path, class")
 
 
 class Select(Section):
     ipc: Positive = value(10, "images per class")
-    strategy: Literal["medium", "top", "min", "random"] = value("medium", "which images of a class's ranking")
+    strategy: Literal["medium", "top", "min", "random"] = value(
+        "medium", "images to take from a class's ranking: median, highest or lowest scores, or random"
+    )
 
 
 class Recover(Section):
-    engine: Literal["packed", "reference"] = value("packed", "packed: many batches in a pass; reference: its oracle")
+    engine: Literal["packed", "reference"] = value(
+        "packed",
+        "packed: many batches per pass, fast; reference: one batch at a time, simple, the packed engine's oracle",
+    )
     precision: RecoverPrecision = value(
-        "auto", "of the network, images stay in float32; auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto", "precision of the network (images stay in float32); auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    loss_scale: Rate = free(1024.0, "factor of the loss under float16, so that small gradients are not lost")
-    deterministic: bool = value(False, "the same bytes for any number of tasks and restarts on a GPU too (slower)")
-    segments: Positive | Literal["auto"] = free("auto", "batches in a pass; auto: what fits in a GPU, one on a CPU")
+    loss_scale: Rate = free(1024.0, "loss scaling factor under float16, against gradient underflow")
+    deterministic: bool = value(False, "bit-identical images on a GPU for any number of tasks and restarts (slower)")
+    segments: Positive | Literal["auto"] = free(
+        "auto", "batches per pass; auto: as many as fit in the GPU's memory, one on a CPU"
+    )
     kernels: Literal["auto", "triton", "torch"] = free(
-        "auto", "Triton kernels, or plain PyTorch; auto: Triton on a GPU"
+        "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"
     )
-    compile: bool | Literal["auto"] = free("auto", "torch.compile of the network; auto: on a GPU")
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU only")
     init: Literal["selected", "noise"] = value("selected", "start from the selected images or from Gaussian noise")
-    batching: Literal["by_class", "mixed"] = value("by_class", "whole classes a batch, or one image of each class")
-    batch_size: Positive = value(100, "images optimised together")
-    iterations: Positive = value(4000, "T: iterations of a batch")
-    round_iterations: Positive | None = value(500, "RI: iterations between two entries of images; null: one round")
-    lr: Rate = value(0.25, "lr0 of Adam on normalised pixels")
-    lr_schedule: Literal["run", "per_round"] = value("run", "one cosine over the run, or one a round")
-    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = value([0.5, 0.9], "Adam's decay rates")
-    adam_steps: Literal["shared", "per_entry"] = value("shared", "step count of the batch, or since an image's entry")
-    r_bn: NotNegative = value(0.01, "weight of the BatchNorm statistics in the loss")
-    first_bn_weight: NotNegative = value(10.0, "weight of the first BatchNorm layer against the others")
-    crop_schedule: Literal["cosine", "linear", "step", "constant"] = value("cosine", "from whole images to small crops")
-    min_crop: Crop = value(0.08, "smallest crop, share of the area")
-    milestone: Annotated[float, Field(gt=0, le=1)] = value(1.0, "share of the run after which crops are smallest")
-    jitter: Annotated[int, Field(ge=0)] = value(0, "largest roll in each direction, pixels")
-    image_format: Literal["jpeg", "png", "jpeg75"] = value("jpeg", "quality 95 4:4:4; lossless; published quality 75")
-    checkpoint_seconds: NotNegative = free(180.0, "seconds between two checkpoints of the batches on their way")
+    batching: Literal["by_class", "mixed"] = value(
+        "by_class", "by_class: a batch holds whole classes; mixed: a batch holds one image each of different classes"
+    )
+    batch_size: Positive = value(100, "images that are optimised together")
+    iterations: Positive = value(4000, "T: iterations per batch")
+    round_iterations: Positive | None = value(500, "RI: iterations per round, a divisor of T; null: one round")
+    lr: Rate = value(0.25, "initial learning rate of Adam, on normalised pixels")
+    lr_schedule: Literal["run", "per_round"] = value("run", "cosine decay over the whole run, or restarted every round")
+    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = value(
+        [0.5, 0.9], "decay rates of Adam's moments"
+    )
+    adam_steps: Literal["shared", "per_entry"] = value(
+        "shared", "Adam's step count: one for the batch, or one per image counted from its entry"
+    )
+    r_bn: NotNegative = value(0.01, "weight of the BatchNorm statistics term in the loss")
+    first_bn_weight: NotNegative = value(10.0, "weight of the first BatchNorm layer; the others have weight 1")
+    crop_schedule: Literal["cosine", "linear", "step", "constant"] = value(
+        "cosine", "how the smallest crop shrinks from the whole image to min_crop; constant: min_crop throughout"
+    )
+    min_crop: Crop = value(0.08, "area of the smallest crop, as a share of the image")
+    milestone: Annotated[float, Field(gt=0, le=1)] = value(1.0, "share of the run after which min_crop is reached")
+    jitter: Annotated[int, Field(ge=0)] = value(0, "largest random shift (torch.roll) in each direction, pixels")
+    image_format: Literal["jpeg", "png", "jpeg75"] = value(
+        "jpeg", "jpeg: quality 95, 4:4:4; png: lossless; jpeg75: as published"
+    )
+    checkpoint_seconds: NotNegative = free(180.0, "seconds between two checkpoints of unfinished batches")
 
     @property
     def round_length(self) -> int:
@@ -142,49 +170,62 @@ class Recover(Section):
 
     @property
     def rounds(self) -> int:
-        """M = T / RI"""
+        """Number of rounds, M = T / RI."""
         return self.iterations // self.round_length
 
     def compiles_on(self, device: str) -> bool:
-        """Is the network compiled on a device of that type?"""
+        """Whether the network is compiled on a device of that type (`cuda`, `cpu`)."""
         return device == "cuda" if self.compile == "auto" else self.compile
 
 
 class Evaluate(Section):
-    students: Annotated[list[Name], Field(min_length=1)] = free(["convnet3"], "networks trained from scratch")
-    seeds: Annotated[list[int], Field(min_length=1)] = free([3407, 4663, 2897], "one training each")
+    students: Annotated[list[Name], Field(min_length=1)] = free(
+        ["convnet3"], "networks to train from scratch (`delt-hpc models`)"
+    )
+    seeds: Annotated[list[int], Field(min_length=1)] = free(
+        [3407, 4663, 2897], "one training per seed, student and arm"
+    )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
-        ["distilled-soft", "random-soft", "distilled-hard"], "which images with which labels"
+        ["distilled-soft", "random-soft", "distilled-hard"],
+        "training images (distilled, selected or random real ones) with soft or hard labels",
     )
-    epochs: Positive = value(300, "passes over the images")
-    batch_size: Positive = value(50, "images a step")
+    epochs: Positive = value(300, "passes over the student's training images")
+    batch_size: Positive = value(50, "images per step")
     lr: Rate = value(1e-3, "peak learning rate of AdamW")
-    lr_schedule: Literal["cosine_half", "cosine"] = value("cosine_half", "cos(pi t / 2E) ends at half; cosine at zero")
-    weight_decay: NotNegative = value(0.01, "decoupled decay")
-    mix: Literal["cutmix", "mixup", "none"] = value("cutmix", "mixing of a batch's images")
-    temperature: Annotated[float, Field(gt=0)] | None = value(None, "of the soft labels; default: mixup 4, else 20")
-    randaugment: bool = value(True, "RandAugment m6 n2 mstd1.0")
-    crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
-        [0.25, 1.0], "area of the random crop, least and most"
+    lr_schedule: Literal["cosine_half", "cosine"] = value(
+        "cosine_half", "cosine: decay to zero; cosine_half: decay to half the rate, as published"
     )
-    ema_decay: Probability = value(0.99, "decay of the averaged student")
+    weight_decay: NotNegative = value(0.01, "decoupled weight decay of AdamW")
+    mix: Literal["cutmix", "mixup", "none"] = value("cutmix", "augmentation that mixes the images of a batch")
+    temperature: Annotated[float, Field(gt=0)] | None = value(
+        None, "temperature of the soft labels; default: 4 with mixup, else 20"
+    )
+    randaugment: bool = value(True, "apply RandAugment m6 n2 mstd1.0")
+    crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
+        [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
+    )
+    ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 on a GPU, float32 on a CPU")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
 
 
 class Machine(Section):
-    """Where and how it runs; no result depends on it beyond what docs/determinism.md says."""
+    """Where and how the run works. docs/determinism.md says how little results depend on it."""
 
-    device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU where there is one")
-    loader: Loader = free("auto", "what reads images; auto: DALI, but PIL for training images on a CPU")
-    workers: Annotated[int, Field(ge=0)] | None = free(None, "processes that read images; default: the CPUs, 8 at most")
-    cache_mib: Annotated[int, Field(ge=0)] = free(2048, "decoded images kept in memory up to this size, MiB")
+    device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU if there is one, else the CPU")
+    loader: Loader = free("auto", "image decoder; auto: DALI, but torchvision (PIL) for training images on a CPU")
+    workers: Annotated[int, Field(ge=0)] | None = free(
+        None, "processes that read images; default: the number of available CPUs, at most 8"
+    )
+    cache_mib: Annotated[int, Field(ge=0)] = free(2048, "memory for keeping decoded images between epochs, MiB")
 
 
 class Config(Section):
-    name: Name = free("digits", "the run's name; its folder is runs/<name> unless given")
-    method: Literal["delt", "cda", "sre2l"] = free("delt", "preset under the other values (recipes/methods)")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = value(0, "every random draw is a function of it")
+    name: Name = free("digits", "name of the run; its folder is runs/<name> unless --run is given")
+    method: Literal["delt", "cda", "sre2l"] = free(
+        "delt", "method whose preset supplies the defaults (config/recipes/methods/)"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = value(0, "seed of every random draw")
     data: Data = Data()
     teacher: Teacher = Teacher()
     squeeze: Squeeze = Squeeze()
@@ -197,14 +238,14 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, given: Any) -> Any:
-        """`rank:` with nothing below it is YAML's null and means the defaults."""
+        """An empty section (`rank:` with nothing below it, which YAML reads as null) means its defaults."""
         if not isinstance(given, dict):
             return given
         return {key: {} if body is None and key in SECTIONS else body for key, body in given.items()}
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What a whole run needs: nothing is ranked where no real image is used."""
+        """The stages of a whole run: without `rank` and `select` if no selected images are used."""
         uses_ranking = self.recover.init == "selected" or any(arm.startswith("selected") for arm in self.evaluate.arms)
         return tuple(stage for stage in STAGES if uses_ranking or stage not in ("rank", "select"))
 
@@ -215,7 +256,7 @@ SECTIONS: dict[str, type[Section]] = {
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
 
-# Which sections a stage's results depend on, its own and those of the stages before it.
+# The sections that a stage's results depend on: its own and those of the stages before it.
 _DEPENDS: dict[Stage, tuple[str, ...]] = {
     "squeeze": ("data", "teacher", "squeeze"),
     "rank": ("data", "teacher", "squeeze", "rank"),
@@ -228,7 +269,7 @@ _DEPENDS: dict[Stage, tuple[str, ...]] = {
 
 
 def identity(config: Config, stage: Stage) -> dict[str, Any]:
-    """The values that a stage's results depend on, flat: {'seed': 0, 'data.name': 'digits', ...}."""
+    """The options that a stage's results depend on, as a flat dict: {'seed': 0, 'data.name': 'digits', ...}."""
     flat: dict[str, Any] = {"seed": config.seed}
     for key in _DEPENDS[stage]:
         if key == "squeeze" and config.teacher.source != "train":

@@ -1,4 +1,4 @@
-"""The augmentation of one iteration: the same crop, mirroring and roll for every active image of a batch."""
+"""The augmentation of one iteration: the same crop, mirroring and roll for all active images of a batch."""
 
 from typing import NamedTuple
 
@@ -11,20 +11,26 @@ from delt_hpc.keyed_random import Key, uniforms
 
 
 class View(NamedTuple):
-    """How the images of a batch are looked at in one iteration."""
+    """The parameters of one augmentation.
+
+    Attributes:
+        roll: down, right; pixels.
+    """
 
     window: Window
     mirrored: bool
-    roll: tuple[int, int]  # down, right; pixels
+    roll: tuple[int, int]
 
 
 def draw_view(size: int, smallest_crop: float, mirror: bool, jitter: int, *key: Key) -> View:
-    """A pure function of the key (seed, stage, batch, iteration).
+    """Draw the parameters of an augmentation; a pure function of its arguments.
 
     Args:
-        smallest_crop: least area of the crop, share of the image's; the most is 1.
+        size: height and width of the images, pixels.
+        smallest_crop: smallest area of the crop, as a share of the image's area; the largest is 1.
         mirror: mirror with probability one half.
-        jitter: rolls are uniform in 0..jitter.
+        jitter: rolls are uniform in 0..jitter pixels.
+        key: of the random draws: seed, stage, batch, iteration.
     """
     stream = uniforms(*key)
     window = draw_window(stream, size, size, (smallest_crop, 1.0))
@@ -32,12 +38,12 @@ def draw_view(size: int, smallest_crop: float, mirror: bool, jitter: int, *key: 
     return View(window, mirrored, (int(next(stream) * (jitter + 1)), int(next(stream) * (jitter + 1))))
 
 
-def look(images: Tensor, view: View) -> Tensor:
-    """images [B, 3, S, S] -> the same shape: crop and resize (bilinear, antialias), mirror, roll; differentiable."""
+def augment(images: Tensor, view: View) -> Tensor:
+    """Crop and resize (bilinear, antialias), mirror, roll: [B, 3, S, S] to the same shape; differentiable."""
     size = [images.shape[-2], images.shape[-1]]
-    seen: Tensor = tv.resized_crop(images, *view.window, size=size, antialias=True)
+    augmented: Tensor = tv.resized_crop(images, *view.window, size=size, antialias=True)
     if view.mirrored:
-        seen = seen.flip(-1)
+        augmented = augmented.flip(-1)
     if any(view.roll):
-        seen = torch.roll(seen, view.roll, dims=(-2, -1))
-    return seen
+        augmented = torch.roll(augmented, view.roll, dims=(-2, -1))
+    return augmented

@@ -1,20 +1,19 @@
-"""The folder of a batch: its first images, its checkpoint while it is on its way, its result."""
+"""The folder of a batch: its checkpoint while it is unfinished, then its images and tables."""
 
 import pandas as pd
 import torch
 
-from delt_hpc.context import Context
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.ranking import selection
 from delt_hpc.recovery import images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
-from delt_hpc.run.folder import is_done, mark_done, write_csv
-from delt_hpc.run.timing import Record, record
+from delt_hpc.run.folder import write_csv
 
-CHECKPOINT, IMAGES, CURVE = "checkpoint.pt", "images.csv", "curve.csv"
+IMAGES, CURVE = "images.csv", "curve.csv"
 CURVE_COLUMNS = ("iteration", "round", "active", "lr", "min_crop", "loss", "cross_entropy", "bn_loss")
-CURVE_POINTS = 200  # kept of a batch's iterations
+CURVE_POINTS = 200  # rows of curve.csv, about; the other iterations are left out
 _CPU = torch.device("cpu")
 
 
@@ -24,59 +23,59 @@ class BatchFolder:
     def __init__(self, context: Context, batch: Batch) -> None:
         self.batch, self._context = batch, context
         self.path = context.run.recover / batch.id
-        self._checkpoint = self.path / CHECKPOINT
+        # The stamp is that of recover/, which holds all batches.
+        self._stage = StageFolder(context, "recover", self.path, stamped=False)
 
     @property
     def done(self) -> bool:
-        return is_done(self.path)
+        return self._stage.done
 
     @property
     def started(self) -> bool:
-        """Is there a checkpoint to go on from?"""
-        return self._checkpoint.exists()
+        """Whether there is a checkpoint to resume from."""
+        return self._stage.checkpoint.exists()
 
     def load(self) -> State:
-        """Where the batch is, on the CPU: its checkpoint, or its first images."""
+        """The state of the batch, on the CPU: its checkpoint, or its initial images."""
         if self.started:
-            return State.load(self._checkpoint, _CPU)
+            return State.load(self._stage.checkpoint, _CPU)
         return State.start(self._initial())
 
     def save(self, state: State) -> None:
-        state.save(self._checkpoint)
+        state.save(self._stage.checkpoint)
 
-    def finish(self, state: State, waited: float, compiled: float = 0.0) -> None:
-        """Write images, tables and times; then the batch is done.
+    def finish(self, state: State, wait_seconds: float, compile_seconds: float = 0.0) -> None:
+        """Write images, tables and times, and mark the batch as done.
 
         Args:
-            waited: seconds the computation waited for the batch's first images.
-            compiled: seconds that compilation took within its time.
+            wait_seconds: how long the computation waited for the initial images.
+            compile_seconds: how much of the time was compilation.
         """
         config, spec = self._context.config, self._context.dataset.spec
-        images.write(self.batch, state.images, spec, config.recover.image_format, self.path)
+        images.write_images(self.batch, state.images, spec, config.recover.image_format, self.path)
         self._write_tables(state)
         schedule = Schedule.of(config.recover)
-        for now, seconds in enumerate(state.round_seconds):
-            active = self.batch.active(now)
-            row = Record(
-                "recover", self.batch.id, seconds, active, active * schedule.round_length, now,
-                data_wait_s=waited if now == 0 else 0.0, compile_s=compiled if now == 0 else 0.0,
+        for round_index, seconds in enumerate(state.round_seconds):
+            active = self.batch.active(round_index)
+            self._stage.record(
+                self.batch.id, active, active * schedule.round_length, seconds=seconds, round=round_index,
+                data_wait_s=wait_seconds if round_index == 0 else 0.0,
+                compile_s=compile_seconds if round_index == 0 else 0.0,
             )  # fmt: skip
-            record(self._context.run, row, self._context.device)
-        mark_done(self.path, {"seconds": sum(state.round_seconds), "data_wait_s": waited})
-        self._checkpoint.unlink(missing_ok=True)
+        self._stage.finish({"seconds": sum(state.round_seconds), "data_wait_s": wait_seconds})
 
     def _initial(self) -> torch.Tensor:
         config, spec = self._context.config, self._context.dataset.spec
         if config.recover.init == "noise":
             return images.noise(self.batch, spec, config.seed, "noise")
         selected = self._context.run.selected
-        return images.selected(self.batch, selected, selection.read(selected), spec)
+        return images.load_selected(self.batch, selected, selection.read(selected), spec)
 
     def _sources(self) -> list[str]:
-        """The real image that each image comes from."""
+        """The path of the real image that each image started from; empty strings for noise."""
         if self._context.config.recover.init == "noise":
             return [""] * len(self.batch.entries)
-        return images.sources(self.batch, selection.read(self._context.run.selected))
+        return images.source_paths(self.batch, selection.read(self._context.run.selected))
 
     def _write_tables(self, state: State) -> None:
         recover = self._context.config.recover
@@ -85,7 +84,7 @@ class BatchFolder:
             {
                 "class_index": entry.class_index,
                 "number": entry.number,
-                "file": images.file_of(entry.class_index, entry.number, recover.image_format),
+                "file": images.file_name(entry.class_index, entry.number, recover.image_format),
                 "source": source,
                 "entry_round": entry.round,
                 "iterations": schedule.iterations - entry.round * schedule.round_length,

@@ -1,4 +1,4 @@
-"""Which images are optimised together. A batch is a pure function of the class count and the configuration."""
+"""Which images are optimised together: a pure function of the class count and the configuration."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ class Entry:
     """One image of a batch."""
 
     class_index: int
-    number: int  # place in its class's selection, from 0
-    round: int  # in which it enters
+    number: int  # index in the selection of its class
+    round: int  # the round from which on it is optimised
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of classes first..last, ordered by entry round: the active ones are always a prefix."""
+    """Images of classes first..last, sorted by entry round, so that the active ones always come first."""
 
     first: int
     last: int
@@ -37,21 +37,21 @@ class Batch:
         return ClassRange(self.first, self.last)
 
     def active(self, round_index: int) -> int:
-        """How many images are optimised in that round."""
+        """The number of images that are optimised in this round; they come first."""
         return sum(entry.round <= round_index for entry in self.entries)
 
 
 def block_size(ipc: int, recover: Recover) -> int:
-    """Classes a batch spans; class ranges start and end at multiples of it."""
+    """The number of classes of a batch; class ranges start and end at multiples of it."""
     return recover.batch_size if recover.batching == "mixed" else max(1, recover.batch_size // ipc)
 
 
 def plan(classes: int, ipc: int, recover: Recover) -> list[Batch]:
-    """All batches, in class order.
+    """All batches of a run, in class order.
 
-    `by_class`: batch_size // ipc whole classes; an ipc above batch_size cuts a class into the fewest equal batches that
-    fit, image i going to batch i mod k, each running all rounds on its share. `mixed`: the number-th image of each of
-    batch_size consecutive classes, ipc times.
+    `by_class`: a batch has batch_size // ipc whole classes. If ipc exceeds batch_size, a class is split evenly into the
+    fewest batches that fit; image i goes to batch i mod k, and each batch runs all rounds on its own images.
+    `mixed`: a batch has one image of each of batch_size consecutive classes, with the same number.
     """
     block = block_size(ipc, recover)
     parts = ipc if recover.batching == "mixed" else -(-ipc // recover.batch_size)
@@ -66,7 +66,7 @@ def plan(classes: int, ipc: int, recover: Recover) -> list[Batch]:
                 for class_index in range(first, last + 1)
                 for number, entry_round in zip(numbers, rounds, strict=True)
             ]
-            entries.sort(key=lambda entry: entry.round)  # stable: classes stay in order within a round
+            entries.sort(key=lambda entry: entry.round)  # the sort is stable: within a round, classes stay in order
             batches.append(Batch(first, last, part, parts, tuple(entries)))
     return batches
 

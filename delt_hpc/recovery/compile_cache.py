@@ -1,8 +1,8 @@
-"""What compilers made, as one folder that tasks start from: a warm start without a shared live cache.
+"""Packs of compiled code, from which the tasks of a run start without compiling again.
 
-A live cache folder on a network file system breaks compilations of tasks that run at the same time. So one task
-compiles and packs what came of it (`pack`); every other copies that to its own local cache folders before it compiles
-anything (`unpack`). The folder of a run holds one such pack for each kind of device and version of the compilers.
+Tasks must not share a compiler's cache folder on a network file system: concurrent compilations fail there. Instead,
+one task compiles and writes its caches as a pack (`pack`), and every other task copies the pack into its own local
+caches before it compiles (`unpack`). A run folder holds one pack for each device type and compiler version.
 """
 
 import os
@@ -24,14 +24,15 @@ GRAPHS, FILES = "graphs.bin", "files.tar"
 
 
 def folder(run: Path, device: torch.device) -> Path:
-    """Where this machine's pack lies: in the run folder, or in the folder that the environment variable names."""
+    """The folder of the pack for this device: in the run folder, or in the folder that DELT_COMPILE_CACHE names."""
     return Path(os.environ.get(VARIABLE) or run / "compile-cache") / _key(device)
 
 
 def unpack(source: Path) -> bool:
-    """Put a pack into this process's caches. Says whether there was one.
+    """Copy a pack into the caches of this process. Call it before anything is compiled.
 
-    To be called before anything is compiled.
+    Returns:
+        whether there is a pack.
     """
     if not (source / FILES).is_file():
         return False
@@ -39,37 +40,37 @@ def unpack(source: Path) -> bool:
         for name, folder_ in _folders().items():
             folder_.mkdir(parents=True, exist_ok=True)
             members = [member for member in archive.getmembers() if member.name.startswith(f"{name}/")]
-            # Beside the cache first: another process may be using what is there.
+            # Extracted beside the cache and then moved: another process may be using the same cache.
             with tempfile.TemporaryDirectory(dir=folder_.parent) as fresh:
                 archive.extractall(fresh, members, filter="data")
                 for member in members:
-                    place = folder_ / member.name.removeprefix(f"{name}/")
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    if not place.exists():
-                        (Path(fresh) / member.name).replace(place)
+                    path = folder_ / member.name.removeprefix(f"{name}/")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not path.exists():
+                        (Path(fresh) / member.name).replace(path)
     if (source / GRAPHS).is_file():
         torch.compiler.load_cache_artifacts((source / GRAPHS).read_bytes())
     return True
 
 
 def pack(target: Path) -> None:
-    """Write what this process compiled, and all compiled kernels in its cache folders, as a pack."""
-    made = torch.compiler.save_cache_artifacts()
-    if made is not None:
+    """Write the graphs that this process compiled, and the files in its cache folders, as a pack."""
+    artifacts = torch.compiler.save_cache_artifacts()
+    if artifacts is not None:
         with writing(target / GRAPHS) as file:
-            file.write(made[0])
-    # Last: it is what says that the pack is whole.
+            file.write(artifacts[0])
+    # Written last, because `unpack` takes its existence as the sign of a complete pack.
     with writing(target / FILES) as file, tarfile.open(fileobj=file, mode="w") as archive:
         for name, folder_ in _folders().items():
             for path in sorted(path for path in folder_.rglob("*") if path.is_file()):
                 inside = path.relative_to(folder_)
-                # Graphs travel in their own file, which can be loaded anywhere; locks do not travel.
+                # Graphs are in their own file, which does not depend on cache paths; locks are not copied.
                 if inside.parts[0] not in ("fxgraph", "aotautograd", "locks"):
                     archive.add(path, f"{name}/{inside}")
 
 
 def _folders() -> dict[str, Path]:
-    """Where Triton keeps kernels and Inductor compiled C++."""
+    """The cache folders of Triton (kernels) and Inductor (compiled C++)."""
     return {"triton": Path(triton.knobs.cache.dir), "inductor": Path(cache_dir())}
 
 
@@ -80,8 +81,8 @@ def _key(device: torch.device) -> str:
 
 
 def _cpu() -> str:
-    """The CPU's instructions: code is compiled for just these."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
+    """The CPU's instruction set, for which code is compiled."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return f"{platform.machine()}-{digest(flags).hex()[:8]}"

@@ -1,63 +1,63 @@
-"""Repeat one iteration: on a GPU as a recorded CUDA graph, elsewhere as it is."""
+"""Run the same iteration again and again: on a GPU as a CUDA graph, elsewhere as it is."""
 
 from collections import deque
 from collections.abc import Callable
 
 import torch
 
-WARM_UP = 3  # iterations before recording: libraries choose their algorithms and allocate
-AHEAD = 16  # iterations the host may be ahead of the GPU
+WARM_UP = 3  # iterations before a graph is recorded, in which libraries choose algorithms and allocate memory
+MAX_QUEUED_ITERATIONS = 16  # limits how far the host runs ahead, so that it reacts to a request to stop in time
 
 
-class Replay:
-    """Runs `step(images)`, recording it once for each number of images.
+class GraphedIteration:
+    """Runs `iteration(images)`, recorded as one CUDA graph for each number of images.
 
-    The step may read and write fixed tensors only and must not wait for the GPU. The first iterations of a number of
-    images are run as they are; they count as iterations like all others.
+    The iteration may only read and write tensors at fixed addresses, and must not wait for the GPU. For each number of
+    images the first WARM_UP calls run without a graph; they are ordinary iterations too.
     """
 
-    def __init__(self, step: Callable[[int], None], device: torch.device) -> None:
-        self._step, self._on_gpu = step, device.type == "cuda"
-        self._side = torch.cuda.Stream(device) if self._on_gpu else None
-        self._runs: dict[int, int] = {}
+    def __init__(self, iteration: Callable[[int], None], device: torch.device) -> None:
+        self._iteration, self._on_gpu = iteration, device.type == "cuda"
+        self._warm_up_stream = torch.cuda.Stream(device) if self._on_gpu else None
+        self._calls: dict[int, int] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._queued: deque[torch.cuda.Event] = deque()
 
     def __call__(self, images: int) -> None:
         if not self._on_gpu:
-            self._step(images)
+            self._iteration(images)
             return
-        self._runs[images] = self._runs.get(images, 0) + 1
-        if self._runs[images] <= WARM_UP:
+        self._calls[images] = self._calls.get(images, 0) + 1
+        if self._calls[images] <= WARM_UP:
             self._warm_up(images)
         else:
             if images not in self._graphs:
                 self._record(images)
             self._graphs[images].replay()
-        # Not too far ahead, so that a request to stop is heard within some iterations.
         event = torch.cuda.Event()
         event.record()
         self._queued.append(event)
-        if len(self._queued) > AHEAD:
+        if len(self._queued) > MAX_QUEUED_ITERATIONS:
             self._queued.popleft().synchronize()
 
     def _warm_up(self, images: int) -> None:
-        """On a stream of its own, as recording wants it."""
-        assert self._side is not None
+        """Run without a graph, on a side stream, which PyTorch requires before recording."""
+        assert self._warm_up_stream is not None
         if self._graphs and images > max(self._graphs):
-            # What smaller graphs hold cannot be used by a larger one; a size that comes back is recorded again.
+            # A larger pass cannot use the memory that graphs of smaller ones hold. A smaller size that comes back is
+            # recorded again.
             torch.cuda.synchronize()
             self._graphs.clear()
             torch.cuda.empty_cache()
-        self._side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._side):
-            self._step(images)
-        torch.cuda.current_stream().wait_stream(self._side)
+        self._warm_up_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._warm_up_stream):
+            self._iteration(images)
+        torch.cuda.current_stream().wait_stream(self._warm_up_stream)
 
     def _record(self, images: int) -> None:
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: only one graph runs at a time.
+        # All graphs share one memory pool, because only one runs at a time.
         pool = next(iter(self._graphs.values())).pool() if self._graphs else None
         with torch.cuda.graph(graph, pool=pool):
-            self._step(images)
+            self._iteration(images)
         self._graphs[images] = graph

@@ -1,7 +1,7 @@
-"""What a pass is told by the host: where each image lies, how it is looked at, how far it steps. Pure; NumPy only.
+"""Host tables of the packed engine: where each image is, how it is augmented, Adam's step sizes. NumPy only.
 
-The tables of a whole stretch of iterations are made at once and uploaded once; they are functions of (configuration,
-seed, batch, iteration), never of who travels together.
+The tables for many iterations are computed and uploaded at once. The entries of a batch are functions of
+(configuration, seed, batch, iteration); they do not depend on which other batches share the pass.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from delt_hpc.recovery.scheduler import Capacity, PackingPlan, ScheduledBatch
 
 
 @dataclass(frozen=True)
-class Run:
-    """Consecutive images of a pass: those of a batch, or, without one, padding."""
+class Segment:
+    """Consecutive images of a pass: the active images of a batch, or padding (scheduled is None)."""
 
     scheduled: ScheduledBatch | None
     images: int
@@ -28,110 +28,120 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Who is where in a pass of N images in G segments.
+    """The order of the N images of a pass, in G segments.
 
     Attributes:
-        runs: the segments in order; behind the last one there may be empty ones.
-        rows: int32 [N], each image's row among all images held.
-        offsets: int32 [G + 1], the segments' borders.
+        segments: in order; shorter than G if the last segments are empty.
+        rows: int32 [N], the row of each image in the engine's buffers.
+        offsets: int32 [G + 1], where segments begin and end.
         labels: int64 [N].
-        shares: float64 [N], 1 / active images of its batch, 0 for padding: what turns sums into means.
-        live: bool [G], false for padding and empty segments.
+        sample_weights: float64 [N], 1 / active images of the batch, 0 for padding; sums with them are means.
+        segment_mask: bool [G], false for padding and empty segments.
     """
 
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     rows: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
     sample_weights: np.ndarray
-    live: np.ndarray
+    segment_mask: np.ndarray
 
     @property
     def images(self) -> int:
         return len(self.rows)
 
 
-def layout(running: Sequence[ScheduledBatch], packing: PackingPlan, capacity: Capacity, schedule: Schedule) -> Layout:
-    """The layout of a pass; slot s has rows s * room.slot ..., padding lies behind the last slot.
+def make_layout(
+    running: Sequence[ScheduledBatch], packing: PackingPlan, capacity: Capacity, schedule: Schedule
+) -> Layout:
+    """The layout of a pass. Slot s has the rows from s * capacity.slot; the rows of padding follow the last slot.
 
     Args:
-        running: by place and lane.
+        running: sorted by place and lane.
     """
     active = {id(scheduled): scheduled.batch.active(schedule.round(scheduled.t)) for scheduled in running}
     if packing.padded:
-        seated = {(scheduled.place, scheduled.lane): scheduled for scheduled in running}
-        runs = []
+        by_place = {(scheduled.place, scheduled.lane): scheduled for scheduled in running}
+        segments = []
         for place in range(packing.places):
             for lane in range(packing.lanes):
-                scheduled = seated.get((place, lane))
+                scheduled = by_place.get((place, lane))
                 used = active[id(scheduled)] if scheduled else 0
-                runs += [Run(scheduled, used), Run(None, capacity.places[place] - used)]
+                segments += [Segment(scheduled, used), Segment(None, capacity.places[place] - used)]
     else:
-        runs = [Run(scheduled, active[id(scheduled)]) for scheduled in running]
-    segments = packing.segments * (2 if packing.padded else 1)
+        segments = [Segment(scheduled, active[id(scheduled)]) for scheduled in running]
     rows: list[int] = []
     labels: list[int] = []
     sample_weights: list[float] = []
-    padding = packing.segments * capacity.slot
-    for run in runs:
-        if run.scheduled is None:
-            rows += range(padding, padding + run.images)
-            padding += run.images
-            labels += [0] * run.images
-            sample_weights += [0.0] * run.images
+    next_padding_row = packing.segments * capacity.slot
+    for segment in segments:
+        if segment.scheduled is None:
+            rows += range(next_padding_row, next_padding_row + segment.images)
+            next_padding_row += segment.images
+            labels += [0] * segment.images
+            sample_weights += [0.0] * segment.images
         else:
-            first = run.scheduled.slot * capacity.slot
-            rows += range(first, first + run.images)
-            labels += [entry.class_index for entry in run.scheduled.batch.entries[: run.images]]
-            sample_weights += [1 / run.images] * run.images
-    borders = np.cumsum([0] + [run.images for run in runs])
-    offsets = np.full(segments + 1, len(rows), np.int32)
-    offsets[: len(borders)] = borders
-    live = np.zeros(segments, bool)
-    live[: len(runs)] = [run.scheduled is not None for run in runs]
+            first = segment.scheduled.slot * capacity.slot
+            rows += range(first, first + segment.images)
+            labels += [entry.class_index for entry in segment.scheduled.batch.entries[: segment.images]]
+            sample_weights += [1 / segment.images] * segment.images
+    ends = np.cumsum([0] + [segment.images for segment in segments])
+    segment_count = packing.segments * (2 if packing.padded else 1)
+    offsets = np.full(segment_count + 1, len(rows), np.int32)
+    offsets[: len(ends)] = ends
+    segment_mask = np.zeros(segment_count, bool)
+    segment_mask[: len(segments)] = [segment.scheduled is not None for segment in segments]
     return Layout(
-        tuple(runs), np.array(rows, np.int32), offsets, np.array(labels, np.int64), np.array(sample_weights), live
+        tuple(segments),
+        np.array(rows, np.int32),
+        offsets,
+        np.array(labels, np.int64),
+        np.array(sample_weights),
+        segment_mask,
     )
 
 
-def views(placed: Layout, iterations: int, recover: Recover, spec: DatasetSpec, seed: int) -> np.ndarray:
-    """How each segment is looked at: int32 [iterations, G, 8], (top, left, height, width, mirrored, down, right, 0)."""
+def view_table(layout: Layout, iterations: int, recover: Recover, spec: DatasetSpec, seed: int) -> np.ndarray:
+    """The augmentation of each segment: int32 [iterations, G, 8], (top, left, height, width, mirrored, down, right, 0).
+
+    Padding is not augmented.
+    """
     schedule = Schedule.of(recover)
-    table = np.zeros((iterations, len(placed.live), 8), np.int32)
+    table = np.zeros((iterations, len(layout.segment_mask), 8), np.int32)
     table[:, :, 2:4] = spec.size
-    for segment, run in enumerate(placed.runs):
-        if run.scheduled is None:
+    for g, segment in enumerate(layout.segments):
+        if segment.scheduled is None:
             continue
-        key = draw_key(seed, run.scheduled.batch)
+        key = draw_key(seed, segment.scheduled.batch)
         for i in range(iterations):
-            t = run.scheduled.t + i
+            t = segment.scheduled.t + i
             view = draw_view(spec.size, schedule.smallest_crop(t), spec.mirror, recover.jitter, *key, t)
-            table[i, segment, :7] = (*view.window, view.mirrored, *view.roll)
+            table[i, g, :7] = (*view.window, view.mirrored, *view.roll)
     return table
 
 
 def draw_key(seed: int, batch: Batch) -> tuple[Key, ...]:
-    """Of a batch's random draws; the iteration is added."""
+    """The key of a batch's random draws, to which the iteration is appended."""
     return seed, "recover", batch.id
 
 
-def steps(placed: Layout, iterations: int, recover: Recover) -> np.ndarray:
-    """Adam's sizes: float64 [iterations, N, 2], (lr / (1 - b1^c), 1 / sqrt(1 - b2^c)), c each image's step count.
+def adam_table(layout: Layout, iterations: int, recover: Recover) -> np.ndarray:
+    """Adam's step sizes: float64 [iterations, N, 2], (lr / (1 - b1^c), 1 / sqrt(1 - b2^c)), zeros for padding.
 
-    The count is the batch's or the image's own (`adam_steps`); padding does not step.
+    c counts the steps of the batch or of the single image, as `recover.adam_steps` says.
     """
     schedule, (beta1, beta2) = Schedule.of(recover), recover.betas
-    table = np.zeros((iterations, placed.images, 2))
-    for run, first in zip(placed.runs, placed.offsets, strict=False):
-        if run.scheduled is None:
+    table = np.zeros((iterations, layout.images, 2))
+    for segment, first in zip(layout.segments, layout.offsets, strict=False):
+        if segment.scheduled is None:
             continue
-        t = run.scheduled.t + np.arange(iterations)
-        entered = np.zeros(run.images, int)
+        t = segment.scheduled.t + np.arange(iterations)
+        entered = np.zeros(segment.images, int)
         if recover.adam_steps == "per_entry":
-            entries = run.scheduled.batch.entries[: run.images]
+            entries = segment.scheduled.batch.entries[: segment.images]
             entered = np.array([entry.round for entry in entries]) * schedule.round_length
         counts = t[:, None] + 1 - entered[None, :]
-        lr = np.array([schedule.lr(int(each)) for each in t])
-        table[:, first : first + run.images, 0] = lr[:, None] / (1 - beta1**counts)
-        table[:, first : first + run.images, 1] = 1 / np.sqrt(1 - beta2**counts)
+        lr = np.array([schedule.lr(int(iteration)) for iteration in t])
+        table[:, first : first + segment.images, 0] = lr[:, None] / (1 - beta1**counts)
+        table[:, first : first + segment.images, 1] = 1 / np.sqrt(1 - beta2**counts)
     return table

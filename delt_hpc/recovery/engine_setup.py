@@ -11,7 +11,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery import memory
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.engine import Engine, fuse
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
 
@@ -65,12 +65,12 @@ def build_engine(
         packing: instead of the plan that follows from `batch_count`, `recover.segments` and the free GPU memory.
         dtype: of images, Adam's moments, sums and losses: float32, or float64.
     """
-    precision = Precision.of(recover, device)
-    network = fuse(teacher, recover, precision)
+    numeric_format = NumericFormat.of(recover, device)
+    network = fuse(teacher, recover, numeric_format)
     if packing is None:
         count = len(all_batches) if batch_count is None else batch_count
-        segments = memory.segments(recover, network, precision, spec, all_batches, count, device)
+        segments = memory.choose_segments(recover, network, numeric_format, spec, all_batches, count, device)
         packing = PackingPlan.of(count, recover.rounds, segments, recover.deterministic)
     capacity = Capacity.of(all_batches, packing)
-    engine = Engine(network, recover, spec, seed, packing, capacity, precision, device=device, dtype=dtype)
+    engine = Engine(network, recover, spec, seed, packing, capacity, numeric_format, device=device, dtype=dtype)
     return EngineSetup(engine, packing, recover, all_batches)

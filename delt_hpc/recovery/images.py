@@ -1,4 +1,4 @@
-"""First and last form of a batch's images: real images or noise in, files out."""
+"""The initial images of a batch (real images or noise), and the files of its optimised images."""
 
 from io import BytesIO
 from pathlib import Path
@@ -19,34 +19,35 @@ from delt_hpc.run.folder import writing
 SUFFIX = {"jpeg": ".jpg", "jpeg75": ".jpg", "png": ".png"}
 
 
-def selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: DatasetSpec) -> Tensor:
-    """The selected real images of the batch, in its order: float32 [N, 3, S, S].
+def load_selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: DatasetSpec) -> Tensor:
+    """The real images that were selected for the batch, in its order: float32 [N, 3, S, S], normalised.
 
     Args:
-        table: selected.csv.
+        folder: selected/ of the run.
+        table: the contents of its selected.csv.
     """
     return torch.cat(list(images(folder, _rows(batch, table)["file"].tolist(), spec, 64)))
 
 
-def sources(batch: Batch, table: pd.DataFrame) -> list[str]:
-    """Their paths in the training set."""
+def source_paths(batch: Batch, table: pd.DataFrame) -> list[str]:
+    """The paths of the selected images in the training set, in the batch's order."""
     paths: list[str] = _rows(batch, table)["img_path"].tolist()
     return paths
 
 
 def _rows(batch: Batch, table: pd.DataFrame) -> pd.DataFrame:
-    wanted = [(entry.class_index, entry.number) for entry in batch.entries]
-    return table.set_index(["class_index", "number"]).loc[wanted]
+    keys = [(entry.class_index, entry.number) for entry in batch.entries]
+    return table.set_index(["class_index", "number"]).loc[keys]
 
 
 def noise(batch: Batch, spec: DatasetSpec, *key: Key) -> Tensor:
-    """Standard normal images, each a function of (key, class, number): float32 [N, 3, S, S]."""
+    """Standard normal noise, float32 [N, 3, S, S]; each image is a function of (key, class, number)."""
     shape = (3, spec.size, spec.size)
     return torch.stack([torch.randn(shape, generator=generator(*key, e.class_index, e.number)) for e in batch.entries])
 
 
 def encode(pixels: np.ndarray, image_format: str) -> bytes:
-    """One image, uint8 [S, S, 3], as a file's bytes."""
+    """The bytes of an image file from pixels, uint8 [S, S, 3]."""
     buffer, image = BytesIO(), Image.fromarray(pixels)
     if image_format == "png":
         image.save(buffer, "PNG")
@@ -57,14 +58,19 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
     return buffer.getvalue()
 
 
-def file_of(class_index: int, number: int, image_format: str) -> str:
-    """Where a batch's folder holds an image."""
+def file_name(class_index: int, number: int, image_format: str) -> str:
+    """The path of an image, relative to the folder of its batch."""
     return f"images/{class_index:05d}/{number:05d}{SUFFIX[image_format]}"
 
 
-def write(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
-    """Every image of the batch as a file below the folder."""
+def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
+    """Write all images of the batch.
+
+    Args:
+        optimised: float [N, 3, S, S], normalised.
+        folder: of the batch.
+    """
     pixels = quantise(optimised, spec, truncate=image_format == "jpeg75")
-    for entry, each in zip(batch.entries, pixels, strict=True):
-        with writing(folder / file_of(entry.class_index, entry.number, image_format)) as file:
-            file.write(encode(each, image_format))
+    for entry, image_pixels in zip(batch.entries, pixels, strict=True):
+        with writing(folder / file_name(entry.class_index, entry.number, image_format)) as file:
+            file.write(encode(image_pixels, image_format))

@@ -1,4 +1,4 @@
-"""How many batches a pass may have: from what a pass of one batch is measured to take."""
+"""How many batches share a pass, from the measured GPU memory of a pass with one batch."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,31 +7,31 @@ import torch
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery.batches import Batch
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.recovery.scheduler import Capacity, PackingPlan
 from delt_kernels.teacher.fused import FusedTeacher
 
-MOST_A_ROUND = 8  # batches in a pass; more only make each iteration longer
-RESERVE = 0.1  # of the free memory: fragments, workspaces
+MAX_LANES = 8  # a pass of more batches takes longer but is no more efficient
+RESERVE = 0.1  # share of the free memory that is left for fragmentation and library workspaces
 
 
-def segments(
+def choose_segments(
     recover: Recover,
     network: FusedTeacher,
-    precision: Precision,
+    numeric_format: NumericFormat,
     spec: DatasetSpec,
-    every: Sequence[Batch],
-    wanted: int,
+    all_batches: Sequence[Batch],
+    batch_count: int,
     device: torch.device,
 ) -> int:
-    """Batches of a pass: as configured, or what fits.
+    """The number of batches in a pass: `recover.segments`, or as many as fit.
 
-    On a CPU one: packing brings nothing there. Under `deterministic` as many as there are rounds, because that choice
-    must not depend on the memory that happens to be free.
+    On a CPU one, because packing gains nothing there. With `deterministic` one for each round, because the number must
+    not depend on the memory that happens to be free.
 
     Args:
-        every: all batches of the plan.
-        wanted: batches there are to do.
+        all_batches: those of the whole run.
+        batch_count: batches of the task.
     """
     if recover.segments != "auto":
         return recover.segments
@@ -39,34 +39,36 @@ def segments(
         return 1
     if recover.deterministic:
         return recover.rounds
-    per_image = bytes_an_image(network, precision, spec, max(len(batch.entries) for batch in every), device)
-    held = 3 * 4 * 3 * spec.size**2  # images and two moments in float32
+    images = max(len(batch.entries) for batch in all_batches)
+    pass_bytes_per_image = measure_bytes_per_image(network, numeric_format, spec, images, device)
+    state_bytes_per_image = 3 * 4 * 3 * spec.size**2  # the image and two moments, float32, 3 channels
 
-    def needed(count: int) -> float:
-        packing = PackingPlan.of(wanted, recover.rounds, count, recover.deterministic)
-        capacity = Capacity.of(every, packing)
-        # Twice: a shape is run as it is first, while the graphs of smaller ones hold their own memory.
-        return 2 * capacity.images * per_image + packing.segments * capacity.slot * held
+    def bytes_needed(segments: int) -> float:
+        packing = PackingPlan.of(batch_count, recover.rounds, segments, recover.deterministic)
+        capacity = Capacity.of(all_batches, packing)
+        # Twice: a new shape runs without a graph first, while the graphs of smaller shapes still hold their memory.
+        return 2 * capacity.images * pass_bytes_per_image + packing.segments * capacity.slot * state_bytes_per_image
 
-    return most(needed, (1 - RESERVE) * torch.cuda.mem_get_info(device)[0], min(wanted, MOST_A_ROUND * recover.rounds))
-
-
-def most(needed: Callable[[int], float], available: float, limit: int) -> int:
-    """The largest count up to the limit whose need is there; one where not even that is, and the pass itself tells."""
-    return next((count for count in range(limit, 1, -1) if needed(count) <= available), 1)
+    available = (1 - RESERVE) * torch.cuda.mem_get_info(device)[0]
+    return largest_that_fits(bytes_needed, available, min(batch_count, MAX_LANES * recover.rounds))
 
 
-def bytes_an_image(
-    network: FusedTeacher, precision: Precision, spec: DatasetSpec, images: int, device: torch.device
+def largest_that_fits(bytes_needed: Callable[[int], float], available: float, limit: int) -> int:
+    """The largest count that fits, at least 1 and at most the limit."""
+    return next((count for count in range(limit, 1, -1) if bytes_needed(count) <= available), 1)
+
+
+def measure_bytes_per_image(
+    network: FusedTeacher, numeric_format: NumericFormat, spec: DatasetSpec, images: int, device: torch.device
 ) -> float:
-    """GPU memory that one image takes in a pass of so many, forward and backward."""
+    """Peak GPU memory of a forward and backward pass over this many images, divided by their number."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    seen = torch.zeros(images, 3, spec.size, spec.size, dtype=precision.network, device=device)
-    seen = seen.contiguous(memory_format=torch.channels_last).requires_grad_()
-    logits, distance = network(seen, torch.tensor([0, images], dtype=torch.int32, device=device))
-    torch.autograd.grad(logits.sum() + distance.sum(), seen)
+    batch = torch.zeros(images, 3, spec.size, spec.size, dtype=numeric_format.network_dtype, device=device)
+    batch = batch.contiguous(memory_format=torch.channels_last).requires_grad_()
+    logits, distance = network(batch, torch.tensor([0, images], dtype=torch.int32, device=device))
+    torch.autograd.grad(logits.sum() + distance.sum(), batch)
     peak = torch.cuda.max_memory_allocated(device)
-    del seen, logits, distance
+    del batch, logits, distance
     torch.cuda.empty_cache()
     return (peak - before) / images

@@ -1,4 +1,4 @@
-"""The loss that images are optimised against: cross-entropy plus the distance to the teacher's BatchNorm statistics."""
+"""The loss of the reference engine: cross-entropy plus the distance from the teacher's BatchNorm statistics."""
 
 from types import TracebackType
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 
 class Loss(NamedTuple):
-    """Scalars, but for `each`: cross-entropy of every image [B]."""
+    """Scalars, except `cross_entropy_per_image` [B], which is detached."""
 
     total: Tensor
     cross_entropy: Tensor
-    batch_norm: Tensor
-    each: Tensor
+    bn_distance: Tensor
+    cross_entropy_per_image: Tensor
 
 
 class Objective:
     """L = mean CE + r_bn sum_l w_l (|running_var_l - var_l|_2 + |running_mean_l - mean_l|_2)   (Yin et al. 2020; DELT)
 
-    over the inputs of every BatchNorm2d of the teacher, `var` biased, w = first_bn_weight for the first layer in
-    modules() order and 1 for the others. The teacher must be frozen and in evaluation mode. Use as a context: the hooks
-    come off at its end.
+    The sum is over the inputs of all BatchNorm2d layers of the teacher. `var` is the biased variance; w is
+    first_bn_weight for the first layer in modules() order and 1 for the others. The teacher must be frozen and in
+    evaluation mode. Use it as a context manager, which removes its hooks from the teacher at the end.
     """
 
     def __init__(self, teacher: nn.Module, r_bn: float, first_bn_weight: float) -> None:
@@ -32,7 +32,7 @@ class Objective:
         ]
         self._weights = {layer: first_bn_weight if i == 0 else 1.0 for i, layer in enumerate(layers)}
         self._distances: list[Tensor] = []
-        self._hooks = [layer.register_forward_pre_hook(self._collect) for layer in layers]
+        self._hooks = [layer.register_forward_pre_hook(self._add_distance) for layer in layers]
 
     def __enter__(self) -> "Objective":
         return self
@@ -46,13 +46,13 @@ class Objective:
     def __call__(self, images: Tensor, labels: Tensor) -> Loss:
         """images [B, 3, S, S] normalised, labels int64 [B]."""
         self._distances.clear()
-        each = F.cross_entropy(self._teacher(images), labels, reduction="none")
-        batch_norm = torch.stack(self._distances).sum()
+        per_image = F.cross_entropy(self._teacher(images), labels, reduction="none")
+        bn_distance = torch.stack(self._distances).sum()
         self._distances.clear()
-        cross_entropy = each.mean()
-        return Loss(cross_entropy + self._r_bn * batch_norm, cross_entropy, batch_norm, each.detach())
+        cross_entropy = per_image.mean()
+        return Loss(cross_entropy + self._r_bn * bn_distance, cross_entropy, bn_distance, per_image.detach())
 
-    def _collect(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _add_distance(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.BatchNorm2d)
         variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
         assert layer.running_var is not None and layer.running_mean is not None

@@ -50,12 +50,12 @@ def _run_reference(job: "_Job", network: nn.Module) -> None:
     context, config = job.context, job.context.config
     for folder in sorted(job.folders.values(), key=lambda folder: folder.batch.id not in job.checkpoints):
         stop.check()
-        state = job.load(folder.batch).on(context.device)
+        state = job.load(folder.batch).to(context.device)
 
         def after_iteration(state: State, active: int, folder: BatchFolder = folder) -> None:
             job.bar.advance(active, f"loss {state.curve[-1][5]:.3f}")
             if job.timer.due() and state.t < config.recover.iterations:
-                job.save({folder.batch.id: state.on(torch.device("cpu"))})
+                job.save({folder.batch.id: state.to(torch.device("cpu"))})
                 stop.check()
 
         key = device_tables.draw_key(config.seed, folder.batch)

@@ -1,4 +1,4 @@
-"""When images enter, and the learning rate and crop of each iteration. Pure arithmetic (DELT, section 3.2)."""
+"""Entry rounds of images, and learning rate and smallest crop of each iteration (DELT, section 3.2)."""
 
 import math
 from dataclasses import dataclass
@@ -7,22 +7,22 @@ from delt_hpc.config.schema import Recover
 
 
 def entry_rounds(images: int, rounds: int) -> list[int]:
-    """The round in which each of a class's images enters, in selection order.
+    """The entry round of each image of a class, in selection order.
 
-    Every round takes images // rounds of them, the first images % rounds one more; a round may take none.
+    images // rounds images enter in each round, and one more in each of the first images % rounds rounds.
     """
-    share, more = divmod(images, rounds)
-    return [r for r in range(rounds) for _ in range(share + (r < more))]
+    per_round, remainder = divmod(images, rounds)
+    return [r for r in range(rounds) for _ in range(per_round + (r < remainder))]
 
 
 def active_images(images: int, rounds: int) -> list[int]:
-    """How many of a class's images are optimised in each round."""
+    """The number of images of a class that are optimised in each round."""
     entries = entry_rounds(images, rounds)
     return [sum(entry <= r for entry in entries) for r in range(rounds)]
 
 
 def image_iterations(images: int, rounds: int, round_length: int) -> int:
-    """Images times iterations over a whole run of one class: the cost of recovery."""
+    """Active images, summed over all iterations of one class: the cost of recovery."""
     return sum(active_images(images, rounds)) * round_length
 
 
@@ -58,22 +58,22 @@ class Schedule:
         return t // self.round_length
 
     def lr(self, t: int) -> float:
-        """lr0 (1 + cos(pi t / T)) / 2 over the run, or over each round by itself."""
-        done = t / self.iterations
+        """lr0 (1 + cos(pi t / T)) / 2 over the run, or over each round."""
+        progress = t / self.iterations
         if self.lr_schedule == "per_round":
-            done = t % self.round_length / self.round_length
-        return self.lr0 * (1 + math.cos(math.pi * done)) / 2
+            progress = t % self.round_length / self.round_length
+        return self.lr0 * (1 + math.cos(math.pi * progress)) / 2
 
     def smallest_crop(self, t: int) -> float:
-        """Least share of the area a crop may have: from 1 (whole images, easy) to min_crop (hard) at the milestone.
+        """The smallest area of a crop, as a share of the image: from 1 at the start to min_crop at the milestone.
 
-        `cosine` and `linear` fall all the way, `step` jumps at the milestone, `constant` is min_crop from the start.
+        `cosine` and `linear` decrease gradually, `step` drops at the milestone, `constant` is min_crop from the start.
         """
-        done = min(1.0, t / (self.milestone * self.iterations))
-        ease = {
-            "cosine": (1 + math.cos(math.pi * done)) / 2,
-            "linear": 1 - done,
-            "step": 1.0 if done < 1 else 0.0,
+        progress = min(1.0, t / (self.milestone * self.iterations))
+        remaining = {
+            "cosine": (1 + math.cos(math.pi * progress)) / 2,
+            "linear": 1 - progress,
+            "step": 1.0 if progress < 1 else 0.0,
             "constant": 0.0,
         }[self.crop_schedule]
-        return self.min_crop + (1 - self.min_crop) * ease
+        return self.min_crop + (1 - self.min_crop) * remaining

@@ -1,4 +1,4 @@
-"""All that a batch is between two iterations."""
+"""The state of a batch between two iterations."""
 
 import io
 from dataclasses import dataclass, field
@@ -7,24 +7,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from delt_hpc.errors import UserError
 from delt_hpc.run.folder import writing
 
 
 @dataclass
 class State:
-    """`t` iterations are done.
+    """What a checkpoint holds.
 
     Attributes:
-        images: float [N, 3, S, S], normalised, rows in the batch's order.
-        first, second: Adam's moments, as images.
-        cross_entropy: last value of each image [N].
-        curve: one row an iteration: t, round, active, lr, smallest crop, loss, cross-entropy, BatchNorm part.
+        images: float [N, 3, S, S], normalised, in the batch's order.
+        exp_avg, exp_avg_sq: Adam's first and second moments, shaped as the images.
+        cross_entropy: the last value of each image [N].
+        t: iterations done.
+        curve: one row per iteration: t, round, active, lr, smallest crop, loss, cross-entropy, BatchNorm distance.
         round_seconds: seconds spent in each round.
     """
 
     images: Tensor
-    first: Tensor
-    second: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
     cross_entropy: Tensor
     t: int = 0
     curve: list[tuple[float, ...]] = field(default_factory=list)
@@ -32,6 +34,7 @@ class State:
 
     @staticmethod
     def start(images: Tensor) -> "State":
+        """The state before the first iteration."""
         return State(
             images.clone(),
             torch.zeros_like(images),
@@ -39,20 +42,29 @@ class State:
             images.new_full((len(images),), torch.nan),
         )
 
-    def on(self, device: torch.device) -> "State":
-        """A copy on a device."""
-        images, first, second, cross_entropy = (
-            tensor.to(device, copy=True) for tensor in (self.images, self.first, self.second, self.cross_entropy)
+    def to(self, device: torch.device) -> "State":
+        """A copy on the device."""
+        images, exp_avg, exp_avg_sq, cross_entropy = (
+            tensor.to(device, copy=True) for tensor in (self.images, self.exp_avg, self.exp_avg_sq, self.cross_entropy)
         )
-        return State(images, first, second, cross_entropy, self.t, list(self.curve), list(self.round_seconds))
+        return State(images, exp_avg, exp_avg_sq, cross_entropy, self.t, list(self.curve), list(self.round_seconds))
 
-    def spent(self, round_index: int, seconds: float) -> None:
-        """Add to a round's time."""
+    def add_seconds(self, round_index: int, seconds: float) -> None:
+        """Add to the time spent in a round."""
         self.round_seconds += [0.0] * (round_index + 1 - len(self.round_seconds))
         self.round_seconds[round_index] += seconds
 
+    def check_finite(self, batch_id: str) -> None:
+        """Call this before the state is saved.
+
+        Raises:
+            UserError: the images or moments contain NaN or infinity.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in (self.images, self.exp_avg, self.exp_avg_sq)):
+            raise not_finite("images", batch_id, self.t)
+
     def save(self, path: Path) -> None:
-        """As one file, whole or not there."""
+        """Write one file; it replaces an older one only when it is complete."""
         buffer = io.BytesIO()
         torch.save(vars(self), buffer)
         with writing(path) as file:
@@ -61,3 +73,13 @@ class State:
     @staticmethod
     def load(path: Path, device: torch.device) -> "State":
         return State(**torch.load(path, map_location=device, weights_only=True))
+
+
+def not_finite(what: str, batch_id: str, t: int) -> UserError:
+    """The error for losses or images that are not finite."""
+    return UserError(
+        f"{what} of batch {batch_id} contain NaN or infinity",
+        where=f"iteration {t} or later",
+        remedy="with recover.precision: float16, lower recover.loss_scale and run the same command again, which resumes"
+        " from the last checkpoint; otherwise choose another precision in a new run folder",
+    )

@@ -1,4 +1,4 @@
-"""Compile for a run before its array jobs start, so that each of them starts warm."""
+"""Compile the code of a run's recovery before its array jobs start, so that they need not."""
 
 import time
 from dataclasses import dataclass
@@ -15,82 +15,82 @@ from delt_hpc.recovery import compile_cache, images
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.cuda_graph import WARM_UP
 from delt_hpc.recovery.engine_setup import build_engine
-from delt_hpc.recovery.precision import check
+from delt_hpc.recovery.precision import check_device
 from delt_hpc.recovery.scheduler import ScheduledBatch, run_batches
 from delt_hpc.recovery.state import State
 from delt_hpc.run.folder import RunFolder, read_json
 
 
 @dataclass(frozen=True)
-class Warmed:
+class WarmupResult:
     """
     Attributes:
-        folder: the pack.
-        was_there: did the process start from an earlier pack?
-        first_seconds: of the first iteration, compilation included.
-        seconds: of everything.
+        folder: of the pack.
+        from_pack: whether this process started from an earlier pack.
+        first_seconds: duration of the first iteration, compilation included.
+        seconds: duration of everything.
     """
 
     folder: Path
-    was_there: bool
+    from_pack: bool
     first_seconds: float
     seconds: float
 
 
-def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) -> Warmed:
-    """Go through every shape of the run's recovery once, on random images and weights, and pack what was compiled.
+def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) -> WarmupResult:
+    """Run every shape of the run's recovery once, on random images and weights, and pack the compiled code.
 
-    What is compiled depends on the teacher's architecture, not on its weights: no stage need have run.
+    The compiled code depends on the teacher's architecture, not on its weights, so no stage must have run before.
 
     Args:
-        classes: the range of a task; the batches of a pass depend on how many a task has. All by default.
+        classes: the range of one task; the shapes depend on how many batches a task has. All classes by default.
 
     Raises:
-        UserError: the image size and the class count are not known yet, or the network does not go with them.
+        UserError: image size or class count are not known yet, or the network does not support them.
     """
     device, spec = choose_device(config.machine), spec_of(config, run)
-    check(config.recover, device)
+    check_device(config.recover, device)
     registry.check(config.teacher.model, spec.classes, spec.size, where="teacher.model", needs_batch_norm=True)
     folder = compile_cache.folder(run.root, device)
-    was_there = compile_cache.unpack(folder)
-    began = time.perf_counter()
-    recover = short(config.recover)
+    from_pack = compile_cache.unpack(folder)
+    start = time.perf_counter()
+    recover = shortened(config.recover)
     with seeded(config.seed, "warmup"):
         teacher = registry.build(config.teacher.model, spec.classes, spec.size)
     teacher = teacher.to(device).eval().requires_grad_(False)
-    every = plan(spec.classes, config.select.ipc, recover)
-    mine = every if classes is None else of_classes(every, classes)
-    setup = build_engine(teacher, recover, spec, 0, every, device=device, batch_count=len(mine))
-    # As many as it takes for every place to be filled and emptied.
-    scheduler = setup.scheduler(mine[: 2 * setup.packing.segments])
+    all_batches = plan(spec.classes, config.select.ipc, recover)
+    batches = all_batches if classes is None else of_classes(all_batches, classes)
+    setup = build_engine(teacher, recover, spec, 0, all_batches, device=device, batch_count=len(batches))
+    # Enough batches for the pipeline to fill and drain, which has all shapes.
+    scheduler = setup.scheduler(batches[: 2 * setup.packing.segments])
 
     def load(scheduled: ScheduledBatch) -> State:
         return State.start(images.noise(scheduled.batch, spec, 0, "warmup"))
 
     run_batches(setup.engine, scheduler, load, lambda scheduled, state: None)
     compile_cache.pack(folder)
-    return Warmed(folder, was_there, setup.engine.first_seconds, time.perf_counter() - began)
+    return WarmupResult(folder, from_pack, setup.engine.first_seconds, time.perf_counter() - start)
 
 
 def spec_of(config: Config, run: RunFolder) -> DatasetSpec:
-    """Of the run's data set, or, where it is not set up yet, of the registered one."""
+    """The specification of the run's data set; of the registered data set if no stage of the run has started yet."""
     if run.dataset.exists():
         return DatasetSpec.from_json(read_json(run.dataset)["spec"])
     registered = SPECS.get(config.data.name)
     if registered is None:
         raise UserError(
-            "the data set of this run has not been looked at yet",
+            "the image size and class count of this data set are not known yet",
             where=f"data.name: {config.data.name}",
-            remedy="run its first stage, then this",
+            remedy="run the first stage, then this command again",
         )
-    # Colours change no shape; they need not be measured.
-    plain = config.data.model_copy(update={"mean": None, "std": None})
+    # Mean and std change no shape, so they need not be measured.
+    data = config.data.model_copy(update={"mean": None, "std": None})
     classes = config.data.num_classes or len(config.data.classes or ()) or registered.classes
-    return resolve(plain, classes, None)
+    return resolve(data, classes, None)
 
 
-def short(recover: Recover) -> Recover:
-    """The same rounds, each just long enough to be recorded and replayed."""
+def shortened(recover: Recover) -> Recover:
+    """The same number of rounds, each just long enough for its CUDA graph to be recorded and replayed."""
     length = min(WARM_UP + 2, recover.round_length)
     rounds = None if recover.round_iterations is None else length
     return recover.model_copy(update={"iterations": length * recover.rounds, "round_iterations": rounds})

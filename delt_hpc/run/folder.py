@@ -22,7 +22,7 @@ from typing import IO, Any
 from delt_hpc.config.schema import Config, Stage, identity
 from delt_hpc.errors import UserError
 
-STAMP, DONE = "made_by.json", "done.json"
+STAMP, DONE, CHECKPOINT = "made_by.json", "done.json", "checkpoint.pt"
 _MISSING = "(nothing)"
 
 

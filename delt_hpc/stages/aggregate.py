@@ -2,29 +2,18 @@
 
 import hashlib
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from delt_hpc.context import Context
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.distilled import card, manifest
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.recovery.batches import plan
 from delt_hpc.run import timing
-from delt_hpc.run.folder import (
-    STAMP,
-    check_stamp,
-    is_done,
-    mark_done,
-    read_json,
-    stage_identity,
-    write_json,
-    writing_folder,
-)
-from delt_hpc.run.timing import Record, record
+from delt_hpc.run.folder import is_done, read_json, write_json
 
 _TEXTS = {"file": str, "source": str}
 # Where files lay on the machine that made the set is nobody else's business.
@@ -38,20 +27,14 @@ def aggregate(context: Context) -> None:
         UserError: naming every batch and image that is missing or damaged.
     """
     run = context.run
-    wanted = stage_identity(context.config, "aggregate", run)
-    check_stamp(run.distilled, wanted)
-    if is_done(run.distilled):
-        _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
-    else:
-        began = time.perf_counter()
+    stage = StageFolder(context, "aggregate", run.distilled)
+    if not stage.done:
         table = _collect(context)
-        with writing_folder(run.distilled) as folder:
+        with stage.whole() as folder:
             _assemble(context, table, folder)
-            write_json(folder / STAMP, wanted)
-            mark_done(folder)
-        _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
-        record(run, Record("aggregate", "all", time.perf_counter() - began, len(table), len(table)), context.device)
+        stage.record("all", len(table))
         context.reporter.say(f"aggregate: {len(table)} images in {run.distilled}")
+    _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
     timing.gather(run)
 
 

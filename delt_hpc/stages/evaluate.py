@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from delt_hpc.config.schema import Evaluate
-from delt_hpc.context import Context
-from delt_hpc.data import bad_files
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.index import Index
 from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.data.transforms import Augmentation
@@ -21,35 +21,34 @@ from delt_hpc.keyed_random import Key, seeded
 from delt_hpc.models import teacher
 from delt_hpc.models.registry import build
 from delt_hpc.ranking import selection
-from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_json
-from delt_hpc.run.timing import Record, device_name, record
+from delt_hpc.run.folder import is_done, write_json
+from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, autocast, write_history
 from delt_hpc.training.trial import Trial, trials
 
-CHECKPOINT, RESULT, HISTORY = "checkpoint.pt", "result.json", "history.csv"
+RESULT, HISTORY = "result.json", "history.csv"
 
 
 def evaluate(context: Context, only: Trial | None = None) -> None:
     """Train and judge every student x seed x arm that is not finished yet, or only one of them."""
     config = context.config.evaluate
     chosen = [only] if only else trials(config)
-    identity = stage_identity(context.config, "evaluate", context.run)
-    for trial in chosen:
-        stamp(trial.folder(context.run), identity)
-    wanted = [trial for trial in chosen if not is_done(trial.folder(context.run))]
+    folders = {trial: StageFolder(context, "evaluate", trial.folder(context.run)) for trial in chosen}
+    wanted = [trial for trial, folder in folders.items() if not folder.done]
     if not wanted:
         return
     _require_inputs(context, wanted)
     network, val = teacher.load(context.run, context.dataset, context.device), context.validation_set()
     for number, trial in enumerate(wanted, start=1):
-        job = _training(context, trial, network, val)
+        folder = folders[trial]
+        folder.start()
+        job = _training(context, trial, network, val, folder.checkpoint)
         title = f"evaluate {number}/{len(wanted)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
         split = "train" if trial.images == "random" else trial.images
-        left_out = {split: job.train.bad.files, "val": val.bad.files}
-        bad_files.write(trial.folder(context.run) / bad_files.TABLE, left_out)
-        _finish(context, trial, job.model, outcome)
+        folder.list_skipped({split: job.train.bad.files, "val": val.bad.files})
+        _finish(context, trial, folder, job.model, outcome)
 
 
 def _require_inputs(context: Context, wanted: list[Trial]) -> None:
@@ -59,10 +58,10 @@ def _require_inputs(context: Context, wanted: list[Trial]) -> None:
             raise UserError("is not finished", where=str(folder), remedy=f"run the stage `{stage}` first")
 
 
-def _finish(context: Context, trial: Trial, student: nn.Module, outcome: Outcome) -> None:
-    folder, final, best = trial.folder(context.run), outcome.validated[-1], outcome.best
+def _finish(context: Context, trial: Trial, folder: StageFolder, student: nn.Module, outcome: Outcome) -> None:
+    final, best = outcome.validated[-1], outcome.best
     count = context.config.select.ipc * len(context.dataset.classes)
-    write_history(folder / HISTORY, outcome.history)
+    write_history(folder.path / HISTORY, outcome.history)
     result = {
         "student": trial.student,
         "seed": trial.seed,
@@ -80,16 +79,14 @@ def _finish(context: Context, trial: Trial, student: nn.Module, outcome: Outcome
         "device": device_name(context.device),
         **context.loader_config.facts(training=True),
     }
-    write_json(folder / RESULT, result)
+    write_json(folder.path / RESULT, result)
     passes = count * len(outcome.history)
-    entry = Record("evaluate", trial.id, outcome.seconds, count, passes, data_wait_s=outcome.data_wait_s)
-    record(context.run, entry, context.device)
-    mark_done(folder)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    folder.record(trial.id, count, passes, seconds=outcome.seconds, data_wait_s=outcome.data_wait_s)
+    folder.finish()
     context.reporter.say(f"evaluate: {trial.id}: {final.val_accuracy:.2f} % top-1")
 
 
-def _training(context: Context, trial: Trial, network: nn.Module, val: ValidationSet) -> Training:
+def _training(context: Context, trial: Trial, network: nn.Module, val: ValidationSet, checkpoint: Path) -> Training:
     config, dataset, seed = context.config.evaluate, context.dataset, context.config.seed
     # Arms share their draws, so that they differ by images and labels alone.
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
@@ -115,7 +112,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         val=val,
         precision=config.precision,
         validate_every=config.validate_every,
-        checkpoint=trial.folder(context.run) / CHECKPOINT,
+        checkpoint=checkpoint,
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
     )

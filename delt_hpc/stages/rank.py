@@ -7,16 +7,14 @@ import numpy as np
 import pandas as pd
 
 from delt_hpc.config.class_range import ClassRange
-from delt_hpc.context import Context
-from delt_hpc.data import bad_files
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.loader import evaluation_batches
 from delt_hpc.models import teacher
 from delt_hpc.ranking.score import prepare, scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
 from delt_hpc.run import stop
-from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp
-from delt_hpc.run.timing import Record, record
+from delt_hpc.run.folder import stamp
 
 READ_BY = "read_by.json"
 
@@ -28,28 +26,29 @@ def rank(context: Context, classes: ClassRange | None = None) -> None:
     """
     run, config = context.run, context.config
     classes = context.class_range(classes)
-    stamp(run.rank, stage_identity(config, "rank", run))
-    if is_done(run.rank):
+    stage = StageFolder(context, "rank", run.rank)
+    if stage.done:
         return
+    stage.start()
     if config.rank.csv:
         write_ranking(run.ranking, read_given(config.rank.csv, context.dataset.train, context.dataset.classes))
-        mark_done(run.rank, {"given": str(config.rank.csv)})
+        stage.finish({"given": str(config.rank.csv)})
         return
     wanted = [c for c in classes.indices if not _path(context, c).exists()]
     if wanted:
         stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
-        _score(context, wanted)
+        _score(context, stage, wanted)
     if all(_path(context, c).exists() for c in range(len(context.dataset.classes))):
         parts = [read_ranking(_path(context, c)) for c in range(len(context.dataset.classes))]
         write_ranking(run.ranking, pd.concat(parts, ignore_index=True))
-        mark_done(run.rank)
+        stage.finish()
 
 
 def _path(context: Context, class_index: int) -> Path:
     return context.run.class_ranking(class_index)
 
 
-def _score(context: Context, wanted: list[int]) -> None:
+def _score(context: Context, stage: StageFolder, wanted: list[int]) -> None:
     config, index, spec, loader_config = (
         context.config.rank,
         context.dataset.train,
@@ -68,27 +67,25 @@ def _score(context: Context, wanted: list[int]) -> None:
             results[places] = scores(network, images, index.labels[places], config.precision)
             # Images come in class order: what lies before this batch's last class is complete.
             while wanted[finished] < index.labels[places[-1]]:
-                _finish(context, wanted[finished], results, bad)
+                _finish(context, stage, wanted[finished], results, bad)
                 finished += 1
             bar.advance(len(places))
             stop.check()
             asked = time.perf_counter()
     for class_index in wanted[finished:]:
-        _finish(context, class_index, results, bad)
+        _finish(context, stage, class_index, results, bad)
     seconds = time.perf_counter() - began
     unit = str(ClassRange(wanted[0], wanted[-1]))
-    record(
-        context.run, Record("rank", unit, seconds, len(positions), len(positions), data_wait_s=waited), context.device
-    )
+    stage.record(unit, len(positions), seconds=seconds, data_wait_s=waited)
     if bad.files:
         context.reporter.say(f"rank: {len(bad.files)} unreadable image(s) left out, listed in {context.run.rank}")
 
 
-def _finish(context: Context, class_index: int, results: np.ndarray, bad: BadFiles) -> None:
+def _finish(context: Context, stage: StageFolder, class_index: int, results: np.ndarray, bad: BadFiles) -> None:
     """Write a class's files; the ranking last, for it says that the class is finished."""
     index, folder = context.dataset.train, context.dataset.classes.folders[class_index]
     left_out = [file for file in bad.files if index.labels[file.position] == class_index]
-    bad_files.write(context.run.rank / f"{class_index:05d}.{bad_files.TABLE}", {"train": left_out})
+    stage.list_skipped({"train": left_out}, prefix=f"{class_index:05d}.")
     positions = index.positions(class_index, class_index)
     ranked = positions[~np.isin(positions, [file.position for file in left_out])]
     write_ranking(_path(context, class_index), rank_class(index, ranked, results[ranked], folder, class_index))

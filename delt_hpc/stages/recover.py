@@ -1,23 +1,23 @@
 """Recover: optimise the images of a class range, resuming every batch from its last checkpoint."""
 
 from delt_hpc.config.class_range import ClassRange
-from delt_hpc.context import Context
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import of_classes, plan
-from delt_hpc.recovery.precision import check
+from delt_hpc.recovery.precision import check_device
 from delt_hpc.recovery.run import recover_batches
-from delt_hpc.run.folder import is_done, stage_identity, stamp
+from delt_hpc.run.folder import is_done
 
 
 def recover(context: Context, classes: ClassRange | None = None) -> None:
     """Recover every batch of the class range that is not finished yet."""
     run, config = context.run, context.config
-    check(config.recover, context.device)  # not earlier: other stages of the same run may use a CPU
+    check_device(config.recover, context.device)  # not earlier: other stages of the same run may use a CPU
     classes = context.class_range(classes)
     all_batches = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     batches = of_classes(all_batches, classes)
-    stamp(run.recover, stage_identity(config, "recover", run))
+    StageFolder(context, "recover", run.recover).start()
     unfinished = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done]
     if not unfinished:
         return

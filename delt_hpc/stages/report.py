@@ -1,14 +1,12 @@
 """report: what was distilled, how well students learn from it and what it cost, as HTML, Markdown and JSON."""
 
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-import torch
-
 from delt_hpc.config.schema import Config
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.data import bad_files
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.transforms import BadImageError
@@ -25,7 +23,6 @@ from delt_hpc.run.folder import (
     DONE,
     RunFolder,
     is_done,
-    mark_done,
     read_json,
     write_json,
     write_text,
@@ -36,27 +33,27 @@ from delt_hpc.version import VERSION
 PAGE, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
 
 
-def report(config: Config, run: RunFolder, dataset: Dataset, device: torch.device) -> Path:
-    """Write report/ and return its page; nothing is written where the page stands and its inputs are the same.
+def report(context: Context) -> Path:
+    """Write report/ and return its page; nothing is written where the report is there and its inputs are the same.
 
     Raises:
         UserError: a file of the run folder is damaged.
     """
-    began = time.perf_counter()
-    target = run.report / PAGE
-    inputs = fingerprints(config, run)
-    if _is_current(run, inputs):
+    run, target = context.run, context.run.report / PAGE
+    stage = StageFolder(context, "report", run.report, stamped=False)
+    inputs = fingerprints(context.config, run)
+    if stage.done and _is_current(run, inputs):
         return target
+    stage.start()
     found = pairs.read(run) if is_done(run.distilled) else []
-    content = collect(config, run, dataset, found, _diversity(config, run, dataset, found, device))
-    charts, strips = figures.draw(content), _strips(run, dataset, content)
+    content = collect(context.config, run, context.dataset, found, _diversity(context, found))
+    charts, strips = figures.draw(content), _strips(run, context.dataset, content)
     _write_pictures(run, charts.values(), strips)
     write_text(run.report / MARKDOWN, page.markdown(content, charts))
     write_json(run.report / NUMBERS, content.to_json())
     write_text(target, page.html(content, charts, strips))
-    mark_done(run.report, {"inputs": inputs})
-    seconds = time.perf_counter() - began
-    timing.record(run, timing.Record("report", "all", seconds, len(found), len(found)), device)
+    stage.finish({"inputs": inputs})
+    stage.record("all", len(found))
     return target
 
 
@@ -87,20 +84,18 @@ def _files(run: RunFolder) -> Iterator[Path]:
 
 def _is_current(run: RunFolder, inputs: dict[str, str]) -> bool:
     complete = all((run.report / name).exists() for name in (PAGE, MARKDOWN, NUMBERS))
-    return complete and is_done(run.report) and read_json(run.report / DONE).get("inputs") == inputs
+    return complete and read_json(run.report / DONE).get("inputs") == inputs
 
 
-def _diversity(
-    config: Config, run: RunFolder, dataset: Dataset, found: Sequence[pairs.Pair], device: torch.device
-) -> Diversity | Missing:
+def _diversity(context: Context, found: Sequence[pairs.Pair]) -> Diversity | Missing:
     if not found:
         return Missing("There are no distilled images to measure yet.", "aggregate")
     if len(found) == len({pair.class_index for pair in found}):
         return Missing("With one image per class there is nothing to compare.")
-    if not is_done(run.teacher):
+    if not is_done(context.run.teacher):
         return Missing("There is no teacher to measure with yet.", "squeeze")
     try:
-        return similarity.measure(run, dataset, found, config.rank.batch_size, device)
+        return similarity.measure(context.run, context.dataset, found, context.config.rank.batch_size, context.device)
     except UserError as error:
         return Missing(f"It could not be measured: {error.what}.")
 

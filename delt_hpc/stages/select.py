@@ -1,31 +1,29 @@
 """Select: copies of the chosen training images in selected/<class>/, numbered in the order they enter recovery."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pandas as pd
 
-from delt_hpc.context import Context
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.data import bad_files
 from delt_hpc.errors import UserError
 from delt_hpc.ranking.selection import COLUMNS, TABLE, choose
 from delt_hpc.ranking.table import read_ranking
-from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_csv, writing
-from delt_hpc.run.timing import Record, record
+from delt_hpc.run.folder import is_done, write_csv, writing
 
 
 def select(context: Context) -> None:
     """Copy `ipc` images of every class as they are, and list them in selected.csv."""
     run, config = context.run, context.config
-    stamp(run.selected, stage_identity(config, "select", run))
-    if is_done(run.selected):
+    stage = StageFolder(context, "select", run.selected)
+    if stage.done:
         return
     if not is_done(run.rank):
         raise UserError(
             "the ranking is not complete", where=str(run.rank), remedy="run the stage `rank` for all classes"
         )
-    began = time.perf_counter()
+    stage.start()
     table = read_ranking(run.ranking)
     rows: list[tuple[int, str, int, str, float, str]] = []
     with context.reporter.bar("select", len(context.dataset.classes)) as bar:
@@ -46,8 +44,8 @@ def select(context: Context) -> None:
             bar.advance()
     listed = pd.DataFrame(rows, columns=list(COLUMNS))
     write_csv(run.selected / TABLE, lambda file: listed.to_csv(file, index=False))
-    record(run, Record("select", "all", time.perf_counter() - began, len(rows), len(rows)), context.device)
-    mark_done(run.selected)
+    stage.record("all", len(rows))
+    stage.finish()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -9,58 +9,51 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from delt_hpc.config.schema import Squeeze
-from delt_hpc.context import Context
-from delt_hpc.data import bad_files
+from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.loader import TrainingSet
 from delt_hpc.data.transforms import Augmentation
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
-from delt_hpc.run.folder import is_done, mark_done, stage_identity, stamp, write_json
-from delt_hpc.run.timing import Record, device_name, record
+from delt_hpc.run.folder import write_json
+from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, accuracy, write_history
-
-CHECKPOINT = "checkpoint.pt"
 
 
 def squeeze(context: Context) -> None:
     """Leave the teacher's weights, card and history in teacher/."""
     run, config = context.run, context.config
-    stamp(run.teacher, stage_identity(config, "squeeze", run))
-    if is_done(run.teacher):
+    folder = StageFolder(context, "squeeze", run.teacher)
+    if folder.done:
         return
+    folder.start()
     dataset, name = context.dataset, config.teacher.model
     with seeded(config.seed, "squeeze", "init"):
         network = build(name, len(dataset.classes), dataset.spec.size)
     require_batch_norm(network, name, "teacher.model")
     card: dict[str, Any] = {"model": name, "source": config.teacher.source, "epochs": 0, "seconds": 0.0}
     if config.teacher.source == "train":
-        outcome = _train(context, network.to(context.device))
+        outcome = _train(context, network.to(context.device), folder)
         card |= {"weights": "trained here", "epochs": len(outcome.history), "seconds": outcome.seconds}
         card["val_accuracy"] = outcome.final
         write_history(run.teacher / teacher.HISTORY, outcome.history)
         passes = len(dataset.train) * len(outcome.history)
-        record(
-            run,
-            Record("squeeze", name, outcome.seconds, len(dataset.train), passes, data_wait_s=outcome.data_wait_s),
-            context.device,
-        )
+        folder.record(name, len(dataset.train), passes, seconds=outcome.seconds, data_wait_s=outcome.data_wait_s)
     else:
         state, card["weights"] = _given(context)
         weights.fit(network, state, card["weights"])
         network.to(context.device)
         val = context.validation_set()
         card["val_accuracy"] = accuracy(network, val, config.squeeze.precision)
-        bad_files.write(run.teacher / bad_files.TABLE, {"val": val.bad.files})
+        folder.list_skipped({"val": val.bad.files})
     card["bn_layers"] = sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     card["parameters"] = sum(p.numel() for p in network.parameters())
     card["device"] = device_name(context.device)
     card |= context.loader_config.facts(training=config.teacher.source == "train")
     weights.write(run.teacher / teacher.WEIGHTS, network.state_dict())
     write_json(run.teacher / teacher.CARD, card)
-    mark_done(run.teacher)
-    (run.teacher / CHECKPOINT).unlink(missing_ok=True)
+    folder.finish()
     top1 = card["val_accuracy"]
     context.reporter.say(f"squeeze: {name} ({card['weights']}) has {top1:.2f} % top-1 on the validation images")
 
@@ -75,7 +68,7 @@ def _given(context: Context) -> tuple[weights.State, str]:
     return weights.download(member), str(member)
 
 
-def _train(context: Context, network: nn.Module) -> Outcome:
+def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome:
     """SGD with Nesterov momentum, linear warm-up and cosine decay, random crops and mirroring."""
     squeeze, dataset, seed = context.config.squeeze, context.dataset, context.config.seed
     decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -110,12 +103,11 @@ def _train(context: Context, network: nn.Module) -> Outcome:
         val=context.validation_set(),
         precision=squeeze.precision,
         validate_every=squeeze.validate_every,
-        checkpoint=context.run.teacher / CHECKPOINT,
+        checkpoint=folder.checkpoint,
     )
     with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)
-    left_out = {"train": job.train.bad.files, "val": job.val.bad.files}
-    bad_files.write(context.run.teacher / bad_files.TABLE, left_out)
+    folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
     if not math.isfinite(outcome.history[-1].train_loss):
         raise UserError("the teacher's training diverged", where="squeeze.lr", remedy="lower squeeze.lr")
     return outcome

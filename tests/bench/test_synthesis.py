@@ -21,7 +21,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.recovery import reference
 from delt_hpc.recovery.device_tables import draw_key
 from delt_hpc.recovery.objective import Objective
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.recovery.schedule import active_images
 from delt_hpc.recovery.state import State
 
@@ -54,13 +54,13 @@ def small(variants: tuple[str, ...], precisions: tuple[RecoverPrecision, ...] = 
 def test_the_published_loop_is_the_reference_engine_s(case: Case) -> None:
     """One round, so that nothing is held back: the same images, moments and losses."""
     alone = Case("convnet3", Recipe(ipc=2, batch_size=4, iterations=3, rounds=1), CPU)
-    engine = HeldReference(alone, Precision(), CPU)
+    engine = HeldReference(alone, NumericFormat(), CPU)
     engine.enter((0,))
     engine.iterate(3)
     state, batch = State.start(alone.images(0)), alone.batches[0]
     key = draw_key(cases.SEED, batch)
     reference.recover(state, batch, alone.teacher, alone.recipe.recover(), alone.spec, key, lambda *_: None)
-    for name in ("images", "first", "second", "cross_entropy"):
+    for name in ("images", "exp_avg", "exp_avg_sq", "cross_entropy"):
         assert torch.equal(getattr(engine.state, name), getattr(state, name))
     assert engine.state.curve == state.curve
 
@@ -136,7 +136,7 @@ def test_statistics_are_those_of_a_pass(case: Case) -> None:
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     with Objective(case.teacher, 1.0, 1.0) as objective:
         labels = torch.zeros(16, dtype=torch.int64)
-        near, far = (objective(x, labels).batch_norm for x in (images, noise))
+        near, far = (objective(x, labels).bn_distance for x in (images, noise))
     assert near < 0.01 * far
 
 

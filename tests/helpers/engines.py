@@ -1,4 +1,4 @@
-"""Both engines on the same small batches."""
+"""Runs both engines on the same small batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def recover_of(**changes: Any) -> Recover:
 
 
 def preset(method: str) -> Recover:
-    """The method's own values, but a short run."""
+    """The values of a method's preset, with few iterations."""
     values = load_config("digits", [f"method={method}"]).recover.model_dump()
     short = DELT | {"round_iterations": 4 if method == "delt" else None, "jitter": 3 if method == "sre2l" else 0}
     return Recover(**values | short)
@@ -49,7 +49,7 @@ def small_teacher() -> nn.Module:
     return randomised(nn.Sequential(*blocks, nn.Flatten(), nn.Linear(12 * 4, CLASSES)))
 
 
-def first(batch: Batch, dtype: torch.dtype) -> State:
+def initial_state(batch: Batch, dtype: torch.dtype) -> State:
     generator = torch.Generator().manual_seed(sum(batch.id.encode()))
     return State.start(torch.randn(len(batch.entries), 3, SIZE, SIZE, generator=generator).to(dtype))
 
@@ -59,7 +59,7 @@ def by_reference(
 ) -> dict[str, State]:
     states = {}
     for batch in batches:
-        states[batch.id] = state = first(batch, dtype)
+        states[batch.id] = state = initial_state(batch, dtype)
         reference.recover(state, batch, teacher, recover, SPEC, device_tables.draw_key(7, batch), lambda *_: None)
     return states
 
@@ -75,7 +75,7 @@ def by_packed(
     stop_after: int | None = None,
     states: dict[str, State] | None = None,
 ) -> dict[str, State]:
-    """Recover the batches; stopped after so many iterations, what a checkpoint would hold."""
+    """Recover the batches. With `stop_after` iterations, return what the checkpoints would hold then."""
     recover = recover.model_copy(update={"segments": segments})
     setup = build_engine(
         teacher.to(device), recover, SPEC, 7, plan(CLASSES, IPC, recover),
@@ -86,7 +86,7 @@ def by_packed(
     engine, finished, left = setup.engine, {}, stop_after
     while scheduler:
         for scheduled in scheduler.enter():
-            engine.enter(scheduled, states.setdefault(scheduled.batch.id, first(scheduled.batch, dtype)))
+            engine.enter(scheduled, states.setdefault(scheduled.batch.id, initial_state(scheduled.batch, dtype)))
         running = scheduler.running()
         iterations = (
             scheduler.iterations_to_round_end() if left is None else min(left, scheduler.iterations_to_round_end())

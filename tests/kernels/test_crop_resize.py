@@ -8,7 +8,7 @@ from helpers.tolerance import assert_no_worse
 from torch import Tensor
 
 from delt_hpc.data.random_crop import Window
-from delt_hpc.recovery.augmentation import View, draw_view, look
+from delt_hpc.recovery.augmentation import View, augment, draw_view
 from delt_kernels.crop_resize import crop_resize, crop_resize_backward
 from delt_kernels.dispatch import Backend
 
@@ -80,7 +80,7 @@ def by_torchvision(case: Case, images: Tensor, slope: Tensor) -> tuple[Tensor, T
     """Result and gradient of the images."""
     images, rows = images.detach().requires_grad_(), case.tables(images.device)[1]
     parts = images.index_select(0, rows).split(case.sizes)
-    seen = torch.cat([look(part, view) for part, view in zip(parts, case.views, strict=True)])
+    seen = torch.cat([augment(part, view) for part, view in zip(parts, case.views, strict=True)])
     return seen.detach(), torch.autograd.grad(seen, images, slope)[0]
 
 

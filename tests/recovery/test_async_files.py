@@ -1,4 +1,4 @@
-"""Files beside the computation: order, errors, waiting."""
+"""Reading and writing in the background: order, errors, waiting."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ def test_a_failed_write_stops_the_next_one() -> None:
         pytest.fail("the error came too late")
 
 
-def test_the_error_of_the_work_itself_comes_first_and_writes_are_finished() -> None:
+def test_an_error_of_the_context_comes_first_and_writes_are_finished() -> None:
     written: list[int] = []
 
     def fail() -> None:
@@ -50,7 +50,7 @@ def test_the_error_of_the_work_itself_comes_first_and_writes_are_finished() -> N
     assert written == [1, 2]
 
 
-def test_a_stop_does_not_hide_that_nothing_could_be_saved() -> None:
+def test_a_requested_stop_does_not_hide_a_failed_write() -> None:
     def fail() -> None:
         time.sleep(0.05)
         raise OSError("disk full")
@@ -60,7 +60,7 @@ def test_a_stop_does_not_hide_that_nothing_could_be_saved() -> None:
         raise Interrupted
 
 
-def test_another_error_tells_of_the_failed_write_too() -> None:
+def test_another_error_mentions_the_failed_write() -> None:
     def fail() -> None:
         time.sleep(0.05)
         raise OSError("disk full")
@@ -71,7 +71,7 @@ def test_another_error_tells_of_the_failed_write_too() -> None:
     assert "disk full" in caught.value.__notes__[0]
 
 
-def test_reading_goes_on_beside_writing() -> None:
+def test_reading_does_not_wait_for_writing() -> None:
     read = threading.Event()
     with AsyncFiles() as files:
         files.write(lambda: read.wait(10) or None)
@@ -79,7 +79,7 @@ def test_reading_goes_on_beside_writing() -> None:
         assert result.result(10) == "images"
 
 
-def test_no_more_than_so_many_writes_wait() -> None:
+def test_pending_writes_are_limited() -> None:
     release, waiting, most = threading.Event(), [0], [0]
     released = threading.Timer(0.2, release.set)
     released.start()

@@ -1,4 +1,4 @@
-"""The packed engine against its oracle, and against itself in other company."""
+"""The packed engine against the reference engine, and against itself with another packing."""
 
 import copy
 from typing import Any
@@ -41,7 +41,7 @@ def test_a_whole_run_equals_the_reference_engine_s(method: str, segments: int, t
     found = by_packed(batches, double, recover, torch.float64, segments=segments)
     assert found.keys() == expected.keys()
     for key, state in found.items():
-        for name in ("images", "first", "second", "cross_entropy"):
+        for name in ("images", "exp_avg", "exp_avg_sq", "cross_entropy"):
             torch.testing.assert_close(getattr(state, name), getattr(expected[key], name), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(
             torch.tensor(state.curve, dtype=torch.float64), torch.tensor(expected[key].curve, dtype=torch.float64),
@@ -78,7 +78,7 @@ def test_losses_in_lower_precision_stay_in_their_band(precision: str, band: floa
     expected = by_reference(batches, teacher, recover, torch.float32)
     found = by_packed(batches, teacher, recover, segments=3)
     for key, state in found.items():
-        ours, theirs = (torch.tensor(each.curve)[:, 5].view(4, 4).mean(1) for each in (state, expected[key]))
+        ours, theirs = (torch.tensor(run.curve)[:, 5].view(4, 4).mean(1) for run in (state, expected[key]))
         assert ((ours - theirs).abs() <= band * theirs).all()
 
 
@@ -101,19 +101,19 @@ def test_deterministic_bytes_do_not_depend_on_tasks_order_or_restarts(segments: 
         assert same({batch.id: (finished | resumed)[batch.id] for batch in batches}, whole)
 
 
-def test_torn_checkpoints_give_the_same_bytes(teacher: nn.Module) -> None:
-    """Each batch saved at another iteration, nearer to each other than a round."""
+def test_checkpoints_of_different_times_give_the_same_bytes(teacher: nn.Module) -> None:
+    """The checkpoints of two batches are from different times, less than a round apart."""
     recover = recover_of(deterministic=True)
     batches = plan(CLASSES, IPC, recover)
     whole = by_packed(batches, teacher, recover, segments=4)
     early = by_packed(batches, teacher, recover, segments=4, stop_after=6)
     late = by_packed(batches, teacher, recover, segments=4, stop_after=9)
-    torn = {batches[0].id: early[batches[0].id], batches[1].id: late[batches[1].id]}
-    resumed = by_packed(batches, teacher, recover, segments=4, states=torn)
+    checkpoints = {batches[0].id: early[batches[0].id], batches[1].id: late[batches[1].id]}
+    resumed = by_packed(batches, teacher, recover, segments=4, states=checkpoints)
     assert same({batch.id: resumed[batch.id] for batch in batches}, whole)
 
 
-def test_company_changes_no_more_than_the_last_bits(teacher: nn.Module) -> None:
+def test_packing_changes_only_the_last_bits(teacher: nn.Module) -> None:
     recover = recover_of(iterations=8, round_iterations=2)
     batches = plan(CLASSES, IPC, recover)
     alone, together = (by_packed(batches, teacher, recover, segments=segments) for segments in (1, 3))
@@ -129,16 +129,16 @@ def test_the_time_of_a_pass_is_shared_by_its_images(teacher: nn.Module) -> None:
         assert all(seconds > 0 for seconds in state.round_seconds)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(teacher: nn.Module) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(teacher: nn.Module) -> None:
     broken = copy.deepcopy(teacher)
     next(layer for layer in broken.modules() if isinstance(layer, nn.Linear)).weight[0, 0] = torch.nan
     recover = recover_of()
-    with pytest.raises(UserError, match="losses of batch 00000-00001 that are not numbers"):
+    with pytest.raises(UserError, match="losses of batch 00000-00001 contain NaN"):
         by_packed(plan(CLASSES, IPC, recover)[:1], broken, recover)
 
 
-def test_images_that_are_no_numbers_are_not_saved(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An overflow in the step after the last loss that was looked at."""
+def test_images_that_are_not_finite_are_not_saved(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overflow in the last step, after the last loss was checked."""
     recover = recover_of()
     batch = plan(CLASSES, IPC, recover)[0]
     original, calls = engine.adam_, [0]
@@ -150,7 +150,7 @@ def test_images_that_are_no_numbers_are_not_saved(teacher: nn.Module, monkeypatc
             args[0][0, 0, 0, 0] = torch.nan
 
     monkeypatch.setattr(engine, "adam_", overflowing)
-    with pytest.raises(UserError, match="images of batch 00000-00001 that are not numbers"):
+    with pytest.raises(UserError, match="images of batch 00000-00001 contain NaN"):
         by_packed([batch], teacher, recover)
 
 

@@ -1,4 +1,4 @@
-"""The packed engine on a GPU: kernels, graphs, lower precisions, fixed bytes."""
+"""The packed engine on a GPU: kernels, CUDA graphs, lower precisions, determinism."""
 
 import copy
 
@@ -10,6 +10,9 @@ from torch import nn
 from delt_hpc.models.registry import build
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.state import State
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -39,7 +42,7 @@ def test_losses_follow_the_reference_engine_s(
     expected = by_reference(batches, copy.deepcopy(teacher), recover, torch.float32)
     found = by_packed(batches, teacher, recover, segments=3, device=CUDA)
     for key, state in found.items():
-        ours, theirs = (torch.tensor(each.curve)[:, 5].view(4, 10).mean(1) for each in (state, expected[key]))
+        ours, theirs = (torch.tensor(run.curve)[:, 5].view(4, 10).mean(1) for run in (state, expected[key]))
         assert ((ours - theirs).abs() <= band * theirs).all()
 
 

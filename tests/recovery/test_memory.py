@@ -1,4 +1,4 @@
-"""How many batches a pass has."""
+"""How many batches share a pass."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch import nn
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery.batches import plan
-from delt_hpc.recovery.memory import most, segments
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.memory import choose_segments, largest_that_fits
+from delt_hpc.recovery.precision import NumericFormat
 from delt_kernels.teacher.fused import FusedTeacher
 
 SPEC = DatasetSpec("toy", 4, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "convnet3")
@@ -19,24 +19,24 @@ def chosen(recover: Recover, device: str) -> int:
     teacher = network.to(device).eval().requires_grad_(False)
     every = plan(40, 5, recover)
     on = torch.device(device)
-    return segments(recover, FusedTeacher(teacher), Precision.of(recover, on), SPEC, every, len(every), on)
+    return choose_segments(recover, FusedTeacher(teacher), NumericFormat.of(recover, on), SPEC, every, len(every), on)
 
 
-def test_the_most_that_is_there_is_taken() -> None:
-    assert most(lambda count: 10 * count, 45, 8) == 4
-    assert most(lambda count: 10 * count, 1000, 8) == 8
-    assert most(lambda count: 10 * count, 5, 8) == 1
-    # Packings of more batches may need less: the largest that fits counts.
-    assert most({8: 50, 7: 90, 6: 90, 5: 90, 4: 40, 3: 20, 2: 10}.__getitem__, 60, 8) == 8
+def test_the_largest_number_that_fits_is_chosen() -> None:
+    assert largest_that_fits(lambda count: 10 * count, 45, 8) == 4
+    assert largest_that_fits(lambda count: 10 * count, 1000, 8) == 8
+    assert largest_that_fits(lambda count: 10 * count, 5, 8) == 1
+    # A plan for more batches may need less memory than one for fewer.
+    assert largest_that_fits({8: 50, 7: 90, 6: 90, 5: 90, 4: 40, 3: 20, 2: 10}.__getitem__, 60, 8) == 8
 
 
-def test_what_is_given_is_taken_and_a_cpu_packs_nothing() -> None:
+def test_a_given_number_is_used_and_auto_on_a_cpu_is_one() -> None:
     assert chosen(Recover(segments=3), "cpu") == 3
     assert chosen(Recover(), "cpu") == 1
     assert chosen(Recover(deterministic=True), "cpu") == 1
 
 
 @pytest.mark.gpu
-def test_a_gpu_with_room_takes_many() -> None:
+def test_a_gpu_with_enough_memory_packs_many() -> None:
     assert chosen(Recover(batch_size=10), "cuda") == 20
     assert chosen(Recover(batch_size=10, deterministic=True), "cuda") == Recover().rounds

@@ -53,7 +53,7 @@ def test_value_and_gradient(build, r_bn: float) -> None:
     torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=0)
     (ours,), (theirs,) = torch.autograd.grad(loss.total, x), torch.autograd.grad(expected, y)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
-    torch.testing.assert_close(loss.total, loss.cross_entropy + r_bn * loss.batch_norm)
+    torch.testing.assert_close(loss.total, loss.cross_entropy + r_bn * loss.bn_distance)
 
 
 def test_gradient_agrees_with_finite_differences() -> None:
@@ -71,7 +71,7 @@ def test_cross_entropy_of_each_image() -> None:
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     with Objective(network, 0.01, 10.0) as objective:
         loss = objective(images, labels)
-    torch.testing.assert_close(loss.each, F.cross_entropy(network(images), labels, reduction="none"))
+    torch.testing.assert_close(loss.cross_entropy_per_image, F.cross_entropy(network(images), labels, reduction="none"))
 
 
 def test_hooks_come_off() -> None:

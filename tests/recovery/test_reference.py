@@ -1,4 +1,4 @@
-"""The reference engine: Adam, entries by round, views, resumption."""
+"""The reference engine: Adam, entry rounds, augmentation, resumption."""
 
 import copy
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.random_crop import Window
 from delt_hpc.models.convnet import ConvNet
-from delt_hpc.recovery.augmentation import View, draw_view, look
+from delt_hpc.recovery.augmentation import View, augment, draw_view
 from delt_hpc.recovery.batches import Batch, plan
 from delt_hpc.recovery.reference import State, pixel_box, recover
 
@@ -78,7 +78,7 @@ def test_adam_is_torch_s(teacher: nn.Module, adam_steps: str) -> None:
                 images[mask] = parts[r]
             active = batch.active(schedule.round(t))
             view = draw_view(8, schedule.smallest_crop(t), True, 0, 0, "recover", batch.id, t)
-            loss = objective(look(images[:active], view), labels[:active]).total
+            loss = objective(augment(images[:active], view), labels[:active]).total
             for r, optimizer in optimizers.items():
                 if r is None or r <= schedule.round(t):
                     optimizer.zero_grad()
@@ -129,7 +129,7 @@ def test_rows_do_not_change_before_their_round(teacher: nn.Module) -> None:
         assert all(not torch.equal(now, was) for now, was in zip(state.images[:active], original, strict=False))
 
 
-def test_pixels_stay_in_the_box(teacher: nn.Module) -> None:
+def test_pixels_stay_in_the_valid_range(teacher: nn.Module) -> None:
     batch = batch_of(CONFIG)
     state = run(start(batch), batch, teacher, CONFIG)
     low, high = pixel_box(SPEC, state.images)
@@ -187,22 +187,22 @@ def test_whole_images_at_the_start_of_the_curriculum() -> None:
     assert {view.window for view in views(smallest_crop=1.0)} == {Window(0, 0, 32, 32)}
 
 
-def test_rolls_reach_the_jitter_and_no_further() -> None:
+def test_rolls_are_at_most_the_jitter() -> None:
     rolls = [r for view in views(jitter=3) for r in view.roll]
     assert set(rolls) == {0, 1, 2, 3}
     assert {view.roll for view in views()} == {(0, 0)}
 
 
-def test_look_crops_mirrors_and_rolls_in_this_order() -> None:
+def test_augment_crops_mirrors_and_rolls_in_this_order() -> None:
     images = torch.arange(2 * 3 * 8 * 8, dtype=torch.float64).view(2, 3, 8, 8)
     whole = Window(0, 0, 8, 8)
-    assert torch.equal(look(images, View(whole, False, (0, 0))), images)
-    assert torch.equal(look(images, View(whole, True, (2, 1))), images.flip(-1).roll((2, 1), (-2, -1)))
-    corner = look(images, View(Window(4, 2, 1, 1), False, (0, 0)))
+    assert torch.equal(augment(images, View(whole, False, (0, 0))), images)
+    assert torch.equal(augment(images, View(whole, True, (2, 1))), images.flip(-1).roll((2, 1), (-2, -1)))
+    corner = augment(images, View(Window(4, 2, 1, 1), False, (0, 0)))
     assert torch.equal(corner, images[:, :, 4:5, 2:3].expand(2, 3, 8, 8))
 
 
-def test_look_keeps_gradients() -> None:
+def test_augment_keeps_gradients() -> None:
     images = torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     view = View(Window(1, 2, 4, 3), True, (1, 2))
-    assert torch.autograd.gradcheck(lambda x: look(x, view), (images,))
+    assert torch.autograd.gradcheck(lambda x: augment(x, view), (images,))

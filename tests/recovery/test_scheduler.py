@@ -1,4 +1,4 @@
-"""Who travels together: constant passes, every batch every iteration once, resumption, places that do not move."""
+"""Which batches share a pass: constant shapes, every iteration of every batch once, resumption, fixed positions."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.recovery.batches import plan
-from delt_hpc.recovery.device_tables import Layout, layout
+from delt_hpc.recovery.device_tables import Layout, make_layout
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import BatchScheduler, Capacity, PackingPlan, ScheduledBatch
 
@@ -14,22 +14,22 @@ RECOVER = Recover(iterations=80, round_iterations=10, batch_size=10)
 SCHEDULE = Schedule.of(RECOVER)
 
 
-def passengers(count: int, packing: PackingPlan, starts: dict[int, int] | None = None) -> list[ScheduledBatch]:
+def scheduled_batches(count: int, packing: PackingPlan, starts: dict[int, int] | None = None) -> list[ScheduledBatch]:
     batches = plan(2 * count, 5, RECOVER)
     return [ScheduledBatch(batch, i % packing.lanes, (starts or {}).get(i, 0)) for i, batch in enumerate(batches)]
 
 
-def travel(waiting: list[ScheduledBatch], packing: PackingPlan) -> list[tuple[int, list[tuple[str, int]], Layout]]:
-    """Every stretch: its iterations, who took part from which iteration, and the layout."""
+def simulate(waiting: list[ScheduledBatch], packing: PackingPlan) -> list[tuple[int, list[tuple[str, int]], Layout]]:
+    """Every run of the engine: its iterations, the batches with their first iteration, and the layout."""
     scheduler, capacity = BatchScheduler(waiting, packing, SCHEDULE), Capacity.of([p.batch for p in waiting], packing)
-    stretches = []
+    runs = []
     while scheduler:
         scheduler.enter()
         running, iterations = scheduler.running(), scheduler.iterations_to_round_end()
-        placed = layout(running, packing, capacity, SCHEDULE)
-        stretches.append((iterations, [(p.batch.id, p.t) for p in running], placed))
+        layout = make_layout(running, packing, capacity, SCHEDULE)
+        runs.append((iterations, [(p.batch.id, p.t) for p in running], layout))
         scheduler.advance(iterations)
-    return stretches
+    return runs
 
 
 def test_the_published_case_has_one_constant_shape() -> None:
@@ -45,7 +45,7 @@ def test_the_published_case_has_one_constant_shape() -> None:
     sizes = []
     while scheduler:
         scheduler.enter()
-        sizes.append(layout(scheduler.running(), packing, capacity, schedule).images)
+        sizes.append(make_layout(scheduler.running(), packing, capacity, schedule).images)
         assert scheduler.iterations_to_round_end() == 500
         scheduler.advance(500)
     assert len(sizes) == 20 + 7
@@ -59,11 +59,11 @@ def test_the_published_case_has_one_constant_shape() -> None:
 def test_every_batch_does_every_iteration_once(segments: int, count: int, deterministic: bool) -> None:
     packing = PackingPlan.of(count, RECOVER.rounds, segments, deterministic)
     assert 1 <= packing.segments <= max(segments, 1)
-    waiting = passengers(count, packing)
+    waiting = scheduled_batches(count, packing)
     done: dict[str, list[int]] = {scheduled.batch.id: [] for scheduled in waiting}
-    for iterations, running, placed in travel(waiting, packing):
+    for iterations, running, layout in simulate(waiting, packing):
         assert len(running) <= packing.segments
-        assert len(set(placed.rows.tolist())) == placed.images
+        assert len(set(layout.rows.tolist())) == layout.images
         for batch, t in running:
             done[batch] += range(t, t + iterations)
     assert all(iterations == list(range(80)) for iterations in done.values())
@@ -77,38 +77,38 @@ def test_few_batches_start_together_and_many_are_staggered() -> None:
     assert PackingPlan.of(50, 1, 6, deterministic=False) == PackingPlan(6, 1, 1)
 
 
-def test_what_is_deterministic_does_not_depend_on_how_many_there_are() -> None:
+def test_a_deterministic_plan_does_not_depend_on_the_number_of_batches() -> None:
     assert len({PackingPlan.of(count, 8, 8, deterministic=True) for count in (1, 5, 8, 9, 100)}) == 1
-    assert not PackingPlan.of(5, 8, 1, deterministic=True).padded  # alone: there is nothing beside it
+    assert not PackingPlan.of(5, 8, 1, deterministic=True).padded  # one batch in a pass needs no padding
 
 
 @pytest.mark.parametrize("segments", [2, 4, 8, 24])
-def test_padded_places_depend_on_round_and_lane_alone(segments: int) -> None:
-    """However many batches there are and wherever they resume, an image's place in the pass is the same."""
-    seen: dict[tuple[int, int], tuple[int, int]] = {}
+def test_padded_positions_depend_on_round_and_lane_only(segments: int) -> None:
+    """They do not depend on the number of batches or on where they resume."""
+    positions: dict[tuple[int, int], tuple[int, int]] = {}
     sizes = set()
     for count, starts in ((1, {}), (3, {}), (12, {}), (12, {1: 33, 2: 57, 3: 9, 7: 40})):
         packing = PackingPlan.of(count, RECOVER.rounds, segments, deterministic=True)
-        waiting = passengers(count, packing, starts)
+        waiting = scheduled_batches(count, packing, starts)
         lanes = {scheduled.batch.id: scheduled.lane for scheduled in waiting}
-        for _, running, placed in travel(waiting, packing):
-            sizes.add((placed.images, len(placed.offsets)))
-            at = {run.scheduled.batch.id: i for i, run in enumerate(placed.runs) if run.scheduled}
+        for _, running, layout in simulate(waiting, packing):
+            sizes.add((layout.images, len(layout.offsets)))
+            at = {run.scheduled.batch.id: i for i, run in enumerate(layout.segments) if run.scheduled}
             for batch, t in running:
                 key = (lanes[batch], t // 10)
-                place = (int(placed.offsets[at[batch]]), at[batch])
-                assert seen.setdefault(key, place) == place
+                position = (int(layout.offsets[at[batch]]), at[batch])
+                assert positions.setdefault(key, position) == position
     assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("starts", [{0: 79, 1: 41}, {0: 5, 1: 5, 2: 5}, {1: 12, 2: 19}, dict.fromkeys(range(9), 15)])
-def test_batches_resumed_at_any_iteration_arrive(starts: dict[int, int]) -> None:
-    """Torn checkpoints put two batches closer than a round: the later one stands by until its place is free."""
+def test_batches_resumed_at_any_iteration_finish(starts: dict[int, int]) -> None:
+    """Checkpoints of different times bring two batches closer than a round: one pauses until its place is free."""
     for deterministic, segments in itertools.product((False, True), (1, 4, 8)):
         packing = PackingPlan.of(9, RECOVER.rounds, segments, deterministic)
-        waiting = passengers(9, packing, starts)
+        waiting = scheduled_batches(9, packing, starts)
         left = {scheduled.batch.id: 80 - scheduled.t for scheduled in waiting}
-        for iterations, running, _ in travel(waiting, packing):
+        for iterations, running, _ in simulate(waiting, packing):
             assert iterations > 0
             assert running
             for batch, _ in running:
@@ -116,13 +116,13 @@ def test_batches_resumed_at_any_iteration_arrive(starts: dict[int, int]) -> None
         assert set(left.values()) == {0}
 
 
-def test_a_ragged_last_batch_travels_too() -> None:
+def test_a_smaller_last_batch_is_scheduled_too() -> None:
     batches = plan(5, 5, RECOVER)
     assert [len(batch.entries) for batch in batches] == [10, 10, 5]
     packing = PackingPlan.of(3, RECOVER.rounds, 3, deterministic=False)
     waiting = [ScheduledBatch(batch, i) for i, batch in enumerate(batches)]
-    *_, (_, running, placed) = travel(waiting, packing)
+    *_, (_, running, layout) = simulate(waiting, packing)
     assert len(running) == 3
-    assert placed.offsets.tolist() == [0, 10, 20, 25]
-    assert placed.labels.tolist()[20:] == [4] * 5
-    assert placed.sample_weights.tolist()[20:] == [0.2] * 5
+    assert layout.offsets.tolist() == [0, 10, 20, 25]
+    assert layout.labels.tolist()[20:] == [4] * 5
+    assert layout.sample_weights.tolist()[20:] == [0.2] * 5

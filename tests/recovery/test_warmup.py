@@ -1,4 +1,4 @@
-"""Compiled once, warm everywhere: a pack, and processes that start from it."""
+"""Packs of compiled code, and processes that start from them."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from helpers.toy import Start
 from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import Config, Recover
 from delt_hpc.recovery import compile_cache
-from delt_hpc.recovery.warmup import short
+from delt_hpc.recovery.warmup import shortened
 
 CPU = torch.device("cpu")
 
 
-def test_the_pack_lies_in_the_run_or_where_the_environment_says(
+def test_the_pack_is_in_the_run_folder_or_where_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(compile_cache.VARIABLE, raising=False)
@@ -34,7 +34,7 @@ def test_without_a_pack_nothing_happens(tmp_path: Path) -> None:
     assert not compile_cache.unpack(tmp_path)
 
 
-def test_files_of_both_caches_travel_in_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_both_caches_are_in_the_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"triton/key/kernel.cubin": b"\x7fELF", "inductor/ab/c.so": b"so", "inductor/triton/0/k/x.json": b"{}"}
     left = {"inductor/fxgraph/ab/graph": b"", "inductor/locks/ab.lock": b""}
     for name, content in (files | left).items():
@@ -55,9 +55,9 @@ def test_files_of_both_caches_travel_in_the_pack(tmp_path: Path, monkeypatch: py
 
 def test_a_short_run_has_the_same_rounds() -> None:
     recover = Recover(iterations=4000, round_iterations=500)
-    assert (short(recover).rounds, short(recover).iterations) == (recover.rounds, 8 * 5)
-    assert short(Recover(iterations=3, round_iterations=1)).iterations == 3
-    assert short(Recover(iterations=300, round_iterations=None)).rounds == 1
+    assert (shortened(recover).rounds, shortened(recover).iterations) == (recover.rounds, 8 * 5)
+    assert shortened(Recover(iterations=3, round_iterations=1)).iterations == 3
+    assert shortened(Recover(iterations=300, round_iterations=None)).rounds == 1
 
 
 @pytest.mark.slow

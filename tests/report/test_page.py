@@ -10,10 +10,12 @@ import torch
 from helpers import fake_run
 from helpers.fake_run import Shape
 
+from delt_hpc.context import Context
 from delt_hpc.report import formats
 from delt_hpc.report.content import Spread
 from delt_hpc.run import timing
 from delt_hpc.run.folder import RunFolder
+from delt_hpc.run.progress import Reporter
 from delt_hpc.stages.report import report
 
 CPU = torch.device("cpu")
@@ -64,10 +66,15 @@ class Parsed(HTMLParser):
         return [value for key, value in self.attributes if key == name]
 
 
+def run_of(root: Path, shape: Shape) -> Context:
+    config, run, dataset = fake_run.write(root, shape)
+    return Context(config, run, dataset, CPU, Reporter(quiet=True))
+
+
 def made(root: Path, shape: Shape) -> tuple[RunFolder, Parsed, str]:
     """The run with its report: HTML parsed, Markdown as text."""
-    config, run, dataset = fake_run.write(root, shape)
-    page = report(config, run, dataset, CPU)
+    context = run_of(root, shape)
+    page, run = report(context), context.run
     assert page == root / "report" / "report.html"
     return run, Parsed(page.read_text(encoding="utf-8")), (run.report / "report.md").read_text(encoding="utf-8")
 
@@ -184,24 +191,24 @@ def test_with_one_image_per_class_diversity_is_not_measured(tmp_path: Path) -> N
 
 
 def test_a_report_is_made_again_only_when_its_inputs_change(tmp_path: Path) -> None:
-    config, run, dataset = fake_run.write(tmp_path, Shape(arms=("distilled-soft",), seeds=(1, 2), stages=("evaluate",)))
-    page = report(config, run, dataset, CPU)
+    context = run_of(tmp_path, Shape(arms=("distilled-soft",), seeds=(1, 2), stages=("evaluate",)))
+    page, run = report(context), context.run
     os.utime(page, ns=(0, 0))
-    report(config, run, dataset, CPU)
+    report(context)
     assert page.stat().st_mtime_ns == 0
     assert (timing.gather(run)["stage"] == "report").sum() == 1
     fake_run.write_training(run, Shape(), "convnet3", 2, "distilled-soft", 90.0)
-    report(config, run, dataset, CPU)
+    report(context)
     assert page.stat().st_mtime_ns > 0
     assert json.loads((run.report / "report.json").read_text())["accuracy"][0]["final"]["mean"] == 88.5
 
 
 def test_a_report_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
-    config, run, dataset = fake_run.write(tmp_path, Shape(stages=()))
-    report(config, run, dataset, CPU)
-    (run.report / "report.md").unlink()
-    report(config, run, dataset, CPU)
-    assert (run.report / "report.md").exists()
+    context = run_of(tmp_path, Shape(stages=()))
+    report(context)
+    (context.run.report / "report.md").unlink()
+    report(context)
+    assert (context.run.report / "report.md").exists()
 
 
 @pytest.mark.parametrize(

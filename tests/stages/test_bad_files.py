@@ -68,7 +68,7 @@ def test_scores_of_different_decoders_do_not_go_into_one_ranking(start: Start, t
     pytest.importorskip("nvidia.dali")
     root = tmp_path / "run"
     start(root, ("squeeze",))
-    start(root, ("rank",), {"machine": {"loader": "torchvision"}}, classes=(0, 1))
+    start(root, ("rank",), {"machine": {"loader": "torchvision"}}, classes=ClassRange(0, 1))
     with pytest.raises(UserError, match="loader: made with 'torchvision', now 'dali-cpu'"):
         start(root, ("rank",), {"machine": {"loader": "dali-cpu"}}, classes=ClassRange(2, 3))
     run = start(root, ("rank",), {"machine": {"loader": "torchvision"}}).run

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from delt_hpc.bench.synthesis.cases import SEED, Case
 from delt_hpc.config.schema import Recover
 from delt_hpc.recovery import reference
-from delt_hpc.recovery.augmentation import draw_view, look
+from delt_hpc.recovery.augmentation import augment, draw_view
 from delt_hpc.recovery.device_tables import draw_key
 from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.objective import Objective
-from delt_hpc.recovery.precision import Precision, backends
+from delt_hpc.recovery.precision import NumericFormat, backend_flags
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import PackingPlan
 from delt_hpc.recovery.state import State
@@ -53,16 +53,16 @@ class HeldReference:
     def __init__(
         self,
         case: Case,
-        precision: Precision,
+        numeric_format: NumericFormat,
         device: torch.device,
         *,
         compiled: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._case, self._precision, self._device, self._dtype = case, precision, device, dtype
+        self._case, self._format, self._device, self._dtype = case, numeric_format, device, dtype
         self._recover = case.recipe.recover()
         self._schedule = Schedule.of(self._recover)
-        network = _CastNetwork(case.teacher, precision.network or dtype)
+        network = _CastNetwork(case.teacher, numeric_format.network_dtype or dtype)
         objective = Objective(network, self._recover.r_bn, self._recover.first_bn_weight)
         self._objective = torch.compile(objective, fullgraph=True) if compiled else objective
 
@@ -74,7 +74,7 @@ class HeldReference:
         return self._batch.active(self._round)
 
     def iterate(self, iterations: int) -> None:
-        with backends(self._precision.tf32, deterministic=False):
+        with backend_flags(tf32=self._format.tf32):
             for i in range(iterations):
                 self._iteration(self._round * self._schedule.round_length + i)
 
@@ -88,15 +88,15 @@ class HeldReference:
         active, smallest = batch.active(self._round), self._schedule.smallest_crop(t)
         view = draw_view(spec.size, smallest, spec.mirror, recover.jitter, *draw_key(SEED, batch), t)
         images = state.images[:active].detach().requires_grad_()
-        loss = self._objective(look(images, view), self._labels[:active])
-        (gradient,) = torch.autograd.grad(loss.total * self._precision.loss_scale, images)
+        loss = self._objective(augment(images, view), self._labels[:active])
+        (gradient,) = torch.autograd.grad(loss.total * self._format.loss_scale, images)
         counts = reference.step_counts(batch, self._schedule, recover.adam_steps, t, active)
         low, high = reference.pixel_box(spec, state.images)
-        step = gradient / self._precision.loss_scale
+        step = gradient / self._format.loss_scale
         reference.adam(state, step, self._schedule.lr(t), recover.betas, counts)
         state.images[:active] = state.images[:active].clamp(low, high)
-        state.cross_entropy[:active] = loss.each
-        values = (loss.total.item(), loss.cross_entropy.item(), loss.batch_norm.item())
+        state.cross_entropy[:active] = loss.cross_entropy_per_image
+        values = (loss.total.item(), loss.cross_entropy.item(), loss.bn_distance.item())
         state.curve.append((t, self._round, active, self._schedule.lr(t), smallest, *values))
 
 
@@ -150,4 +150,4 @@ class _CastNetwork(nn.Module):
 
 def _outcome(state: State, active: int, recover: Recover) -> Outcome:
     """Adam's first moment after one step from zero is the gradient times 1 - beta1."""
-    return Outcome(state.curve[0][5], state.first[:active].cpu() / (1 - recover.betas[0]))
+    return Outcome(state.curve[0][5], state.exp_avg[:active].cpu() / (1 - recover.betas[0]))

@@ -20,7 +20,7 @@ from delt_hpc.bench.synthesis.engines import Outcome
 from delt_hpc.bench.synthesis.measure import Times, measure
 from delt_hpc.bench.synthesis.variants import PRECISIONS, REFERENCE, VARIANTS, Variant, unsupported
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import Precision, backends
+from delt_hpc.recovery.precision import NumericFormat, backend_flags
 from delt_hpc.run.folder import write_csv, writing
 
 MESSAGE_LENGTH = 200  # characters of an error in a row
@@ -85,9 +85,9 @@ def bench(out: Path, suite: Suite, echo: Callable[[str], None]) -> pd.DataFrame:
 
 
 def _peak(precision: RecoverPrecision, device: torch.device) -> Peak:
-    chosen = Precision.of(Recipe().recover(precision=precision), device)
-    with backends(chosen.tf32, deterministic=False):
-        return measured_peak(chosen.network or torch.float32, device)
+    chosen = NumericFormat.of(Recipe().recover(precision=precision), device)
+    with backend_flags(tf32=chosen.tf32):
+        return measured_peak(chosen.network_dtype or torch.float32, device)
 
 
 def _attempt(

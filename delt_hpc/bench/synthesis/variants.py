@@ -8,7 +8,7 @@ import torch
 from delt_hpc.bench.synthesis.cases import Case
 from delt_hpc.bench.synthesis.engines import Held, HeldPacked, HeldReference
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import Precision
+from delt_hpc.recovery.precision import NumericFormat
 
 REFERENCE = "reference"
 PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
@@ -32,7 +32,7 @@ class Variant:
             precision=precision, kernels="triton" if self.engine == "triton" else "torch", compile=self.compiled
         )
         if self.engine == "published":
-            return HeldReference(case, Precision.of(recover, device), device, compiled=self.compiled)
+            return HeldReference(case, NumericFormat.of(recover, device), device, compiled=self.compiled)
         return HeldPacked(case, recover, device, packed=self.packed)
 
     def passes(self, rounds: int) -> list[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Ready configurations by name, and the presets of the methods.
 
-One YAML file a data set: `common` is the configuration; the parts under `ipc`, `networks` and `exceptions` (keys such
-as resnet101-ipc10) are laid over it in this order. A file without networks is one recipe under its own name.
+There is one YAML file per data set. `common` is the configuration; the entries under `ipc`, `networks` and `exceptions`
+(keys such as resnet101-ipc10) override it in this order. A file without `networks` is a single recipe.
 """
 
 import copy
@@ -21,13 +21,13 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of the listing.
+    """A row of `delt-hpc recipes`.
 
     Attributes:
-        name: what `load` takes.
+        name: the argument of `load`.
         data: the data set's name.
-        title: the data set in words.
-        network: the short name of teacher and student; empty where a data set has one recipe only.
+        title: a description of the data set.
+        network: short name of the teacher and student; empty if the data set has a single recipe.
         ipc: images per class.
     """
 
@@ -39,7 +39,7 @@ class Recipe:
 
 
 def names() -> list[Recipe]:
-    """Every recipe: the single ones first, then data set by data set."""
+    """Every recipe: data sets with a single recipe first, then the others by data set."""
     found: list[Recipe] = []
     for path in sorted(_FOLDER.glob("*.yaml")):
         content = _read(path)
@@ -52,10 +52,10 @@ def names() -> list[Recipe]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """The recipe's values, sections as mappings; every call gives a fresh copy.
+    """The recipe as a tree of sections; a new copy at every call.
 
     Raises:
-        UserError: no such recipe.
+        UserError: there is no such recipe.
     """
     recipe = _find(name)
     content = _read(_FOLDER / f"{recipe.data}.yaml")
@@ -72,19 +72,19 @@ def load(name: str) -> dict[str, Any]:
 
 
 def text(name: str) -> str:
-    """The recipe as YAML to save, edit and run.
+    """The recipe as YAML text to save, edit and run.
 
     Raises:
-        UserError: no such recipe.
+        UserError: there is no such recipe.
     """
     recipe = _find(name)
     network = f"{recipe.network}, " if recipe.network else ""
-    head = f"# {recipe.title}; {network}{recipe.ipc} images per class\n# What does not stand here has its default.\n"
+    head = f"# {recipe.title}; {network}{recipe.ipc} images per class\n# All other options have their defaults.\n"
     return head + yaml.safe_dump(load(name), sort_keys=False, allow_unicode=True)
 
 
 def method(name: str) -> dict[str, Any]:
-    """The preset of a method of `METHODS`, to lie under a configuration."""
+    """The preset of a method of `METHODS`, which a configuration overrides."""
     return copy.deepcopy(_read(_FOLDER / "methods" / f"{name}.yaml"))
 
 
