@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from delt_hpc.bench.floor import Product, Work, work
-from delt_hpc.bench.peaks import Peak
+from delt_hpc.bench.peaks import STATED, Peak
 from delt_hpc.models.registry import build
 
 H200 = Peak(790e12, 4.3e12)  # about what it reaches
@@ -21,6 +21,14 @@ def test_known_networks(network: str, size: int, gflop: float, ms: float) -> Non
         needed = work(build(network, 1000 if size == 224 else 200, size).eval(), size)
     assert needed.flops(100) / 1e9 == pytest.approx(gflop, rel=0.002)
     assert 1000 * needed.seconds(100, 2, H200) == pytest.approx(ms, rel=0.02)
+
+
+@pytest.mark.parametrize(("device", "ms"), [("H100", 1.63), ("H200", 1.33)])
+def test_floors_at_stated_speeds(device: str, ms: float) -> None:
+    """As docs/benchmarks/README.md has them."""
+    needed = work(build("resnet18", 1000, 224).eval(), 224)
+    assert 1000 * needed.seconds(100, 2, STATED[device]) == pytest.approx(ms, abs=0.005)
+    assert needed.bytes(100, 2) / 1e9 == pytest.approx(4.45, abs=0.005)
 
 
 def test_a_chain_by_hand() -> None:

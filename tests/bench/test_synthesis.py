@@ -170,12 +170,13 @@ def test_one_row_for_each_variant_and_precision(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a CPU")
 def test_the_command_writes_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench_synthesis(variants="reference,triton", ipc=2, batch_size=4, rounds=2, repeats=1, out=tmp_path)
+    bench_synthesis(variants="reference,triton", ipc=2, batch_size=4, rounds=2, repeats=1, profile=True, out=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("convnet3 float32 reference: 1.00 x reference, ")
     assert lines[1] == "convnet3 float32 triton: Triton kernels require a GPU; this run is on the CPU"
     read = pd.read_csv(tmp_path / "synthesis.csv")
     assert read["ms"].notna().tolist() == [True, False]
+    assert "convolution" in (tmp_path / "profile-convnet3-float32-reference.txt").read_text()
     with Image.open(tmp_path / "synthesis-convnet3.png") as plot:
         assert plot.format == "PNG"
 

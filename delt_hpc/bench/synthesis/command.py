@@ -43,6 +43,9 @@ def bench_synthesis(
         int | None,
         typer.Option(min=1, show_default="5 on a GPU, 3 on a CPU", help="Timed blocks; their median counts."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also write a table of the kernels of each variant (torch.profiler).")
+    ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and plots.")] = Path("bench"),
 ) -> None:
     """Time recovery iterations of every engine; `delt-hpc plan --figures` estimates a run from the table."""
@@ -61,6 +64,7 @@ def bench_synthesis(
         _chosen("--precisions", precisions, PRECISIONS, default.precisions),
         replace(default.recipe, **{name: value for name, value in recipe.items() if value is not None}),
         repeats or default.repeats,
+        profile,
     )
     bench(out, suite, typer.echo)
     typer.echo(f"table and plots: {out}/synthesis.csv, {out}/synthesis-*.png")

@@ -1,9 +1,11 @@
 """Times of one variant: first iteration, check, warm-up, then several blocks of iterations."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, median
 
 import torch
+from torch.profiler import ProfilerActivity
 from torch.utils.benchmark import timer  # waits for the device, then reads the clock
 
 from delt_hpc.bench.synthesis import check
@@ -13,8 +15,10 @@ from delt_hpc.bench.synthesis.engines import Held, Outcome
 from delt_hpc.bench.synthesis.variants import Variant
 from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.recovery.cuda_graph import WARM_UP as GRAPH_WARM_UP
+from delt_hpc.run.folder import write_text
 
 BLOCK_SECONDS = 0.5
+PROFILED_ITERATIONS = 3
 WARM_UP = {"cuda": GRAPH_WARM_UP + 2, "cpu": 1}  # iterations; on a GPU the last ones replay the captured graph
 
 
@@ -75,8 +79,12 @@ def measure(
     exact: dict[int, Outcome],
     repeats: int,
     device: torch.device,
+    profile: Path | None = None,
 ) -> Times:
     """Times of all passes of a variant.
+
+    Args:
+        profile: file for a table of the kernels of an iteration of the last pass.
 
     Raises:
         InexactError: a first iteration is wrong (`check.check`).
@@ -93,8 +101,19 @@ def measure(
         start_s += _seconds(engine, 1)
         errors += check.check(engine, rounds, exact, precision)
         passes.append(Pass(images, _blocks(engine, case.recipe.round_length, repeats, device)))
+    if profile:
+        write_text(profile, _kernels(engine, device))
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     return Times(tuple(passes), check.worst(errors), start_s, peak)
+
+
+def _kernels(engine: Held, device: torch.device) -> str:
+    """Time of each kernel or operator in a few iterations, the slowest first."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    with torch.profiler.profile(activities=activities) as profiler:
+        engine.iterate(PROFILED_ITERATIONS)
+    table: str = profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=40)
+    return f"{PROFILED_ITERATIONS} iterations\n{table}"
 
 
 def _blocks(engine: Held, longest: int, repeats: int, device: torch.device) -> tuple[float, ...]:

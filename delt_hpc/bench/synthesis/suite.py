@@ -32,6 +32,7 @@ class Suite:
 
     Attributes:
         repeats: blocks of iterations, of which the median counts.
+        profile: also write a table of the kernels of each variant.
     """
 
     networks: tuple[str, ...]
@@ -39,6 +40,7 @@ class Suite:
     precisions: tuple[RecoverPrecision, ...]
     recipe: Recipe
     repeats: int
+    profile: bool = False
 
     @staticmethod
     def default(device: torch.device) -> "Suite":
@@ -70,7 +72,8 @@ def bench(out: Path, suite: Suite, echo: Callable[[str], None]) -> pd.DataFrame:
             for name in suite.variants:
                 if name == REFERENCE and precision in ("bfloat16", "float16"):
                     continue  # the published code computes in float32
-                found = _attempt(VARIANTS[name], case, precision, exact, suite.repeats, device)
+                profile = out / f"profile-{network}-{precision}-{name}.txt" if suite.profile else None
+                found = _attempt(VARIANTS[name], case, precision, exact, suite.repeats, device, profile)
                 row = {"network": network, "size": case.size, "variant": name, "precision": precision}
                 row |= vars(suite.recipe) | {"repeats": suite.repeats}
                 if isinstance(found, Times):
@@ -97,6 +100,7 @@ def _attempt(
     exact: Callable[[], dict[int, Outcome]],
     repeats: int,
     device: torch.device,
+    profile: Path | None,
 ) -> Times | str:
     """The variant's times, or why there are none."""
     obstacle = variant.obstacle(precision, device)
@@ -106,7 +110,7 @@ def _attempt(
     gc.collect()
     with fresh_cache():  # so that compilation is measured, except of Triton kernels that this process has used before
         try:
-            return measure(variant, case, precision, exact(), repeats, device)
+            return measure(variant, case, precision, exact(), repeats, device, profile)
         except Exception as error:  # whatever fails in one variant, the others can still be measured
             text = " ".join(f"{type(error).__name__}: {error}".split())
             return text if len(text) <= MESSAGE_LENGTH else text[:MESSAGE_LENGTH] + " ..."
