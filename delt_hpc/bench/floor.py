@@ -15,7 +15,7 @@ from torch import nn
 from delt_hpc.bench.layers import POOLS, Call, calls
 from delt_hpc.bench.peaks import Peak
 from delt_kernels.teacher.fused import FusedTeacher
-from delt_kernels.teacher.sites import Site
+from delt_kernels.teacher.rewrite import Site
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Call:
 
 
 class BatchNormLayer(NamedTuple):
-    """What runs as one operator at a BatchNorm layer, e.g. `bn + add + relu` (`delt_kernels.teacher.sites.Site`).
+    """What runs as one operator at a BatchNorm layer, e.g. `bn + add + relu` (`delt_kernels.teacher.rewrite.Site`).
 
     Attributes:
         forked: two other layers read the output.

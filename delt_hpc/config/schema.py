@@ -136,6 +136,9 @@ class Recover(Section):
         "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"
     )
     compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU only")
+    graphs: bool | Literal["auto"] = free(
+        "auto", "CUDA graphs; auto: on a GPU, and without them if recording fails; true: a failure is an error"
+    )
     init: Literal["selected", "noise"] = value("selected", "start from the selected images or from Gaussian noise")
     batching: Literal["by_class", "mixed"] = value(
         "by_class", "by_class: a batch holds whole classes; mixed: a batch holds one image each of different classes"

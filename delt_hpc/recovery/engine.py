@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
-from delt_hpc.errors import UserError
+from delt_hpc.errors import UserError, some
 from delt_hpc.recovery import device_tables
+from delt_hpc.recovery.compiled import compile_with_fallback
 from delt_hpc.recovery.cuda_graph import GraphedIteration
 from delt_hpc.recovery.device_tables import Layout
 from delt_hpc.recovery.precision import NumericFormat, backend_flags
@@ -65,12 +66,7 @@ class Engine:
         self._schedule, self._network = Schedule.of(recover), network
         self._losses = self._segment_losses
         if recover.compiles_on(device.type):
-            # Graphs that contain an autograd.Function (sums over segments) are not cached otherwise.
-            torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-            torch._dynamo.config.recompile_limit = 64  # shapes of all engines in this process
-            # With `deterministic`, the code for a shape must not depend on which shapes were compiled before.
-            dynamic = False if recover.deterministic else None
-            self._losses = torch.compile(self._segment_losses, fullgraph=True, dynamic=dynamic)
+            self._losses = compile_with_fallback(self._segment_losses, deterministic=recover.deterministic)
 
         size, images = spec.size, capacity.images
         rows = packing.segments * capacity.slot + (images if packing.padded else 0)
@@ -90,7 +86,7 @@ class Engine:
         # The current row of the tables. It is on the device, so that replaying a recorded graph advances it.
         self._table_row = zeros(1, of=torch.int64)
         self._low, self._high = (bound.flatten() for bound in pixel_box(spec, self._images))
-        self._graphed_iteration = GraphedIteration(self._iteration, device)
+        self._graphed_iteration = GraphedIteration(self._iteration, device, recover.graphs)
         self.first_seconds = 0.0  # duration of the first iteration: compilation and choice of algorithms
 
     def enter(self, scheduled: ScheduledBatch, state: State) -> None:
@@ -145,7 +141,8 @@ class Engine:
             iterations done, at least one.
 
         Raises:
-            UserError: a loss is NaN or infinite, or a layer has no deterministic algorithm.
+            UserError: a loss is NaN or infinite, the GPU memory does not suffice, or a layer has no deterministic
+                algorithm.
         """
         iterations = min(iterations, MAX_TABLE_ITERATIONS)
         layout = device_tables.make_layout(running, self._packing, self._capacity, self._schedule)
@@ -154,7 +151,7 @@ class Engine:
         active, done = sum(segment.images for segment in layout.segments if segment.scheduled), 0
         with backend_flags(tf32=self._format.tf32, deterministic=self._recover.deterministic):
             while done < iterations:
-                self._iterate(layout.images)
+                self._iterate(layout)
                 self._record_first_iteration(start)
                 done += 1
                 if after_iteration(active):
@@ -165,9 +162,19 @@ class Engine:
         self._record(layout, states, loss_log, cross_entropy, seconds_per_image)
         return done
 
-    def _iterate(self, images: int) -> None:
+    def _iterate(self, layout: Layout) -> None:
         try:
-            self._graphed_iteration(images)
+            self._graphed_iteration(layout.images)
+        except torch.OutOfMemoryError as error:
+            batches = [segment.scheduled.batch.id for segment in layout.segments if segment.scheduled]
+            raise UserError(
+                f"not enough GPU memory for a pass of {len(batches)} segment(s) with {layout.images} images"
+                f" (batches {some(batches, 8)})",
+                where=f"recover.segments: {self._recover.segments}",
+                remedy=f"set recover.segments below {len(batches)}"
+                if len(batches) > 1
+                else "set a smaller recover.batch_size in a new run folder, or use a GPU with more memory",
+            ) from error
         except RuntimeError as error:
             if not self._recover.deterministic or "deterministic" not in str(error):
                 raise

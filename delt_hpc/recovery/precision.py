@@ -48,6 +48,8 @@ def check_device(recover: Recover, device: torch.device) -> None:
         raise _requires_gpu(f"recover.precision: {recover.precision}", "auto, float32 or bfloat16")
     if recover.kernels == "triton":
         raise _requires_gpu("recover.kernels: triton", "auto or torch")
+    if recover.graphs is True:
+        raise _requires_gpu("recover.graphs: true", "auto or false")
 
 
 def _requires_gpu(where: str, expected: str) -> UserError:

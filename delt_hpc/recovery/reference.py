@@ -1,5 +1,6 @@
 """The reference engine: the published algorithm in plain PyTorch, one batch at a time. Tests compare others with it."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,7 @@ from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.objective import Objective
 from delt_hpc.recovery.precision import backend_flags
 from delt_hpc.recovery.schedule import Schedule
-from delt_hpc.recovery.state import State
+from delt_hpc.recovery.state import State, not_finite
 
 EPSILON = 1e-8  # in the denominator of Adam
 
@@ -38,6 +39,9 @@ def recover(
         teacher: frozen, in evaluation mode, on the device of the images.
         key: (seed, stage, batch) of the random draws, to which the iteration is appended.
         after_iteration: called with the state and the number of active images.
+
+    Raises:
+        UserError: a loss, or an image at the end, is NaN or infinite.
     """
     schedule = Schedule.of(recover_config)
     labels = torch.tensor([entry.class_index for entry in batch.entries], device=state.images.device)
@@ -58,10 +62,13 @@ def recover(
             state.images[:active] = state.images[:active].clamp(low, high)
             state.cross_entropy[:active] = loss.cross_entropy_per_image
             values = (loss.total.item(), loss.cross_entropy.item(), loss.bn_distance.item())
+            if not all(map(math.isfinite, values)):
+                raise not_finite("losses", batch.id, t)
             state.curve.append((t, round_index, active, lr, smallest, *values))
             state.t += 1
             state.add_seconds(round_index, time.perf_counter() - start)
             after_iteration(state, active)
+    state.check_finite(batch.id)
 
 
 def adam(state: State, gradient: Tensor, lr: float, betas: Sequence[float], counts: Tensor) -> None:

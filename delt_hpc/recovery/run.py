@@ -55,6 +55,7 @@ def _run_reference(job: "_Job", network: nn.Module) -> None:
         def after_iteration(state: State, active: int, folder: BatchFolder = folder) -> None:
             job.bar.advance(active, f"loss {state.curve[-1][5]:.3f}")
             if job.timer.due() and state.t < config.recover.iterations:
+                state.check_finite(folder.batch.id)
                 job.save({folder.batch.id: state.to(torch.device("cpu"))})
                 stop.check()
 

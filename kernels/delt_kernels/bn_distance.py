@@ -7,12 +7,12 @@
     d distance / d S1 = weight (q - 2 p delta) / M,  d distance / d S2 = weight p / M
     p = e / |e|_2,  q = delta / |delta|_2, each 0 where its norm is 0; an empty segment has distance 0
 
-S1, S2 are the sums that `bn_stats` gives, of the activations less the teacher's running mean and of their squares; v is
-the teacher's running variance. Statistics are float32, or float64 throughout.
+S1, S2 are the sums that `bn_stats` returns: of the activations minus the teacher's running mean, and of the squares of
+these differences. v is the teacher's running variance. All tensors are float32, or all float64.
 
-The operators `delt::bn_distance` and `delt::bn_distance_backward` take all layers' sums end to end, each layer's
-[G, 2, C] contiguous: one tensor whatever the number of layers, and the gradient falls apart into contiguous views. One
-program works on one layer of one segment.
+The operators `delt::bn_distance` and `delt::bn_distance_backward` take the sums of all layers concatenated: one tensor
+for any number of layers, each [G, 2, C] and contiguous, so that the gradient splits into contiguous views. One program
+processes one layer of one segment. Forward also saves the gradient (`local_grads`), which backward only has to scale.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ WARPS = 4
 
 
 @triton.jit
-def _entry(TABLE: tl.constexpr, index: tl.tensor) -> tl.tensor:
-    """An entry of a table of constants, chosen without memory: nothing has to be copied to the device."""
+def _lookup(TABLE: tl.constexpr, index: tl.tensor) -> tl.tensor:
+    """TABLE[index] of a table of constants. It lives in the code, so that nothing has to be copied to the device."""
     found = tl.where(index == 0, TABLE[0], TABLE[0])
     for i in tl.static_range(1, len(TABLE)):
         found = tl.where(index == i, TABLE[i], found)
@@ -42,13 +42,13 @@ def _entry(TABLE: tl.constexpr, index: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _forward(
+def bn_distance_forward(
     sums_ptr: tl.tensor,  # layer after layer [G, 2, C]
     variances_ptr: tl.tensor,  # layer after layer [C]
     offsets_ptr: tl.tensor,  # int32 [G + 1]
-    layers_ptr: tl.tensor,  # [L, G]: each layer's distance
-    weighted_ptr: tl.tensor,  # [L, G]: times its weight
-    slopes_ptr: tl.tensor,  # as the sums
+    layers_ptr: tl.tensor,  # [L, G], the distance of each layer
+    weighted_ptr: tl.tensor,  # [L, G], multiplied by the layer's weight
+    local_grads_ptr: tl.tensor,  # as the sums
     G: tl.tensor,
     STARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -57,15 +57,15 @@ def _forward(
     BLOCK: tl.constexpr,
 ) -> None:
     layer, segment = tl.program_id(0), tl.program_id(1)
-    start, channels, weight = _entry(STARTS, layer), _entry(CHANNELS, layer), _entry(WEIGHTS, layer)
+    start, channels, weight = _lookup(STARTS, layer), _lookup(CHANNELS, layer), _lookup(WEIGHTS, layer)
     images = tl.load(offsets_ptr + segment + 1) - tl.load(offsets_ptr + segment)
-    count = tl.maximum(images.to(tl.float32) * _entry(PIXELS, layer), 1.0)
+    count = tl.maximum(images.to(tl.float32) * _lookup(PIXELS, layer), 1.0)
 
     c = tl.arange(0, BLOCK)
     mask = c < channels
-    sums = 2 * (G * start + segment * channels) + c
-    delta = tl.load(sums_ptr + sums, mask=mask, other=0.0) / count
-    e = tl.load(sums_ptr + sums + channels, mask=mask, other=0.0) / count - delta * delta
+    offset = 2 * (G * start + segment * channels) + c
+    delta = tl.load(sums_ptr + offset, mask=mask, other=0.0) / count
+    e = tl.load(sums_ptr + offset + channels, mask=mask, other=0.0) / count - delta * delta
     e -= tl.load(variances_ptr + start + c, mask=mask, other=0.0)
     e = tl.where(images > 0, e, 0.0)
     e_norm, delta_norm = tl.sqrt(tl.sum(e * e, 0)), tl.sqrt(tl.sum(delta * delta, 0))
@@ -74,26 +74,26 @@ def _forward(
 
     p = e / tl.where(e_norm > 0, e_norm, 1.0)
     q = delta / tl.where(delta_norm > 0, delta_norm, 1.0)
-    tl.store(slopes_ptr + sums, weight * (q - 2 * p * delta) / count, mask=mask)
-    tl.store(slopes_ptr + sums + channels, weight * p / count, mask=mask)
+    tl.store(local_grads_ptr + offset, weight * (q - 2 * p * delta) / count, mask=mask)
+    tl.store(local_grads_ptr + offset + channels, weight * p / count, mask=mask)
 
 
 @triton.jit
-def _backward(
-    slopes_ptr: tl.tensor,  # layer after layer [G, 2, C]
-    gradient_ptr: tl.tensor,  # [G]
-    result_ptr: tl.tensor,  # as the slopes
+def bn_distance_backward(
+    local_grads_ptr: tl.tensor,  # layer after layer [G, 2, C]
+    grad_distance_ptr: tl.tensor,  # [G]
+    grad_sums_ptr: tl.tensor,  # as local_grads
     G: tl.tensor,
     STARTS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     layer, segment = tl.program_id(0), tl.program_id(1)
-    columns = 2 * _entry(CHANNELS, layer)
+    columns = 2 * _lookup(CHANNELS, layer)
     c = tl.arange(0, BLOCK)
-    place = 2 * G * _entry(STARTS, layer) + segment * columns + c
-    slopes = tl.load(slopes_ptr + place, mask=c < columns, other=0.0)
-    tl.store(result_ptr + place, slopes * tl.load(gradient_ptr + segment), mask=c < columns)
+    offset = 2 * G * _lookup(STARTS, layer) + segment * columns + c
+    local_grads = tl.load(local_grads_ptr + offset, mask=c < columns, other=0.0)
+    tl.store(grad_sums_ptr + offset, local_grads * tl.load(grad_distance_ptr + segment), mask=c < columns)
 
 
 def _starts(channels: Sequence[int]) -> tuple[int, ...]:
@@ -101,13 +101,13 @@ def _starts(channels: Sequence[int]) -> tuple[int, ...]:
 
 
 def _split(flat: Tensor, channels: Sequence[int], segments: int) -> list[Tensor]:
-    """Each layer's part, [G, 2, C]."""
+    """The part of each layer, [G, 2, C]."""
     parts = flat.split([2 * segments * count for count in channels])
     return [part.view(segments, 2, count) for part, count in zip(parts, channels, strict=True)]
 
 
 def _deviations(sums: Tensor, variance: Tensor, pixels: int, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """e and delta [G, C], both 0 for an empty segment; M [G, 1], at least 1."""
+    """e and delta [G, C], both 0 for an empty segment; M [G, 1], 1 for an empty segment."""
     images = offsets.diff()[:, None]
     count = (images * pixels).clamp(min=1).to(sums.dtype)
     delta = sums[:, 0] / count
@@ -121,7 +121,7 @@ def bn_distance_torch(
     weights: Sequence[float],
     offsets: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`bn_distance` in PyTorch."""
+    """The torch backend."""
     layers = []
     for layer, variance, area in zip(sums, variances, pixels, strict=True):
         e, delta, _ = _deviations(layer, variance, area, offsets)
@@ -130,20 +130,20 @@ def bn_distance_torch(
     return distance, torch.stack(layers).detach()
 
 
-def _torch_slopes(
+def _local_grads_torch(
     sums: Sequence[Tensor],
     variances: Sequence[Tensor],
     pixels: Sequence[int],
     weights: Sequence[float],
     offsets: Tensor,
 ) -> Tensor:
-    slopes = []
+    local_grads = []
     for layer, variance, area, weight in zip(sums, variances, pixels, weights, strict=True):
         e, delta, count = _deviations(layer, variance, area, offsets)
         tiny = torch.finfo(layer.dtype).tiny
         p, q = F.normalize(e, dim=1, eps=tiny), F.normalize(delta, dim=1, eps=tiny)
-        slopes.append((weight * torch.stack([q - 2 * p * delta, p], 1) / count[:, None]).flatten())
-    return torch.cat(slopes)
+        local_grads.append((weight * torch.stack([q - 2 * p * delta, p], 1) / count[:, None]).flatten())
+    return torch.cat(local_grads)
 
 
 @torch.library.custom_op("delt::bn_distance", mutates_args=())
@@ -155,21 +155,21 @@ def _operator(
     weights: Sequence[float],
     offsets: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Distance [G], each layer's [L, G], and the slopes, laid out as the sums."""
+    """(distance [G], distances of the layers [L, G], local_grads in the layout of the sums)"""
     segments = offsets.shape[0] - 1
     if not runs_kernels(sums):
-        given = _split(sums, channels, segments), variances.split(list(channels)), pixels, weights, offsets
-        return *bn_distance_torch(*given), _torch_slopes(*given)
-    layers, slopes = sums.new_empty((len(channels), segments)), torch.empty_like(sums)
+        arguments = _split(sums, channels, segments), variances.split(list(channels)), pixels, weights, offsets
+        return *bn_distance_torch(*arguments), _local_grads_torch(*arguments)
+    layers, local_grads = sums.new_empty((len(channels), segments)), torch.empty_like(sums)
     weighted = torch.empty_like(layers)
     with device_of(sums):
-        _forward[(len(channels), segments)](
+        bn_distance_forward[(len(channels), segments)](
             sums,
             variances,
             offsets.contiguous(),
             layers,
             weighted,
-            slopes,
+            local_grads,
             segments,
             STARTS=_starts(channels),
             CHANNELS=tuple(channels),
@@ -178,7 +178,7 @@ def _operator(
             BLOCK=next_power_of_two(max(channels)),
             num_warps=WARPS,
         )
-    return weighted.sum(0), layers, slopes
+    return weighted.sum(0), layers, local_grads
 
 
 @_operator.register_fake
@@ -195,41 +195,42 @@ def _(
 
 
 @torch.library.custom_op("delt::bn_distance_backward", mutates_args=())
-def _backward_operator(slopes: Tensor, gradient: Tensor, channels: Sequence[int]) -> Tensor:
-    """The slopes of each segment times its `gradient` [G]."""
-    segments = gradient.shape[0]
-    if not runs_kernels(slopes):
-        return torch.cat([(part * gradient[:, None, None]).flatten() for part in _split(slopes, channels, segments)])
-    result = torch.empty_like(slopes)
-    with device_of(slopes):
-        _backward[(len(channels), segments)](
-            slopes,
-            gradient.contiguous(),
-            result,
+def _backward_operator(local_grads: Tensor, grad_distance: Tensor, channels: Sequence[int]) -> Tensor:
+    """The gradient of the sums: local_grads of each segment multiplied by grad_distance [G]."""
+    segments = grad_distance.shape[0]
+    if not runs_kernels(local_grads):
+        parts = _split(local_grads, channels, segments)
+        return torch.cat([(part * grad_distance[:, None, None]).flatten() for part in parts])
+    grad_sums = torch.empty_like(local_grads)
+    with device_of(local_grads):
+        bn_distance_backward[(len(channels), segments)](
+            local_grads,
+            grad_distance.contiguous(),
+            grad_sums,
             segments,
             STARTS=_starts(channels),
             CHANNELS=tuple(channels),
             BLOCK=next_power_of_two(2 * max(channels)),
             num_warps=WARPS,
         )
-    return result
+    return grad_sums
 
 
 @_backward_operator.register_fake
-def _(slopes: Tensor, gradient: Tensor, channels: Sequence[int]) -> Tensor:
-    return torch.empty_like(slopes)
+def _(local_grads: Tensor, grad_distance: Tensor, channels: Sequence[int]) -> Tensor:
+    return torch.empty_like(local_grads)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, layers, slopes = output
+    _, layers, local_grads = output
     ctx.channels = inputs[2]
-    ctx.save_for_backward(slopes)
-    ctx.mark_non_differentiable(layers, slopes)
+    ctx.save_for_backward(local_grads)
+    ctx.mark_non_differentiable(layers, local_grads)
 
 
-def _gradient(ctx: Any, gradient: Tensor, *_: object) -> tuple[Tensor | None, ...]:
-    (slopes,) = ctx.saved_tensors
-    return _backward_operator(slopes, gradient, ctx.channels), None, None, None, None, None
+def _gradient(ctx: Any, grad_distance: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    (local_grads,) = ctx.saved_tensors
+    return _backward_operator(local_grads, grad_distance, ctx.channels), None, None, None, None, None
 
 
 _operator.register_autograd(_gradient, setup_context=_setup_context)
@@ -247,27 +248,27 @@ def bn_distance(
     """Distance of each segment's statistics from the teacher's, differentiable in `sums`.
 
     Args:
-        sums: of each layer [G, 2, C_l] float32 or float64, as `bn_stats` gives them.
-        variances: the teacher's running variance of each layer, [C_l], in the sums' type.
-        pixels: of each layer, height times width.
-        weights: of each layer.
-        offsets: int32 [G + 1]; see `segments`.
+        sums: one tensor [G, 2, C_l] per layer, float32 or float64, as returned by `bn_stats`.
+        variances: the teacher's running variances, one tensor [C_l] per layer, in the sums' type.
+        pixels: height times width of each layer's input.
+        weights: one per layer.
+        offsets: int32 [G + 1] (segments.py).
 
     Returns:
-        distance [G], and each layer's distance before its weight, [L, G], without gradient.
+        distance [G], and the unweighted distance of each layer [L, G], which is not differentiable.
 
     Raises:
-        ValueError: no layers, not as many of one thing as of another, or sums of another shape.
+        ValueError: no layers, lists of different lengths, or sums of a wrong shape.
     """
     if not sums or not len(sums) == len(variances) == len(pixels) == len(weights):
         raise ValueError(
             f"{len(sums)} sums, {len(variances)} variances, {len(pixels)} pixels and {len(weights)} weights; "
-            "expected one of each for every layer, and at least one layer"
+            "expected lists of one length, with at least one layer"
         )
     for i, (layer, variance) in enumerate(zip(sums, variances, strict=True)):
         if layer.shape != (offsets.shape[0] - 1, 2, variance.numel()):
             expected = [offsets.shape[0] - 1, 2, variance.numel()]
-            raise ValueError(f"sums {i} have shape {list(layer.shape)}; expected {expected}")
+            raise ValueError(f"sums[{i}] has shape {list(layer.shape)}; expected {expected}")
     if not uses_triton(backend, sums[0]):
         return bn_distance_torch(sums, variances, pixels, weights, offsets)
     distance, layers, _ = _operator(

@@ -1,20 +1,20 @@
-"""A ResNet's stem: BatchNorm of a frozen layer, ReLU and max pooling, with the statistics of its input, per segment.
+"""BatchNorm of a frozen layer, ReLU and max pooling (a ResNet's stem), and the statistics of its input, per segment.
 
-    d = x - mean        z = max(d * scale + shift, 0)        pooled = the greatest z of each 3 x 3 window
+    d = x - mean        z = max(d * scale + shift, 0)        pooled = the maximum of z in each 3 x 3 window
     sums[g] = (sum d, sum d^2) over the images and pixels of segment g
 
-Windows lie 2 apart, the first centred on pixel (0, 0), and what hangs over the border does not count (He et al. 2016;
+Windows have stride 2, the first is centred on pixel (0, 0), and padding does not count (He et al. 2016;
 MaxPool2d(3, stride=2, padding=1)). With u = dL/dsums of the segment,
 
-    gz = sum of the pooled gradients of the windows whose greatest z this is, if positive; of equals the first counts
-    gx = gz * scale + u[0] + 2 u[1] d
+    grad_z = the sum of grad_pooled over the windows whose maximum this z is, if positive; the first of equals counts
+    grad_x = grad_z * scale + u[0] + 2 u[1] d
 
-scale, shift and mean are frozen: they get no gradient (see bn_stats.py for what they are).
+scale, shift and mean are frozen: they get no gradient (bn_stats.py says what they are).
 
 Shapes: x [N, C, H, W]; pooled [N, C, ceil(H / 2), ceil(W / 2)]; scale, shift, mean [C]; offsets int32 [G + 1]
 (segments.py); sums [G, 2, C]. x is float32, float16, bfloat16 or float64; pooled has its type and layout. Sums and
-arithmetic are float32, float64 for float64. Kernels read x where it lies if channels_last or NCHW, else a copy in NCHW.
-They keep the tap that won, uint8 for each pooled pixel: 0 .. 8 row by row, 9 where no z is positive.
+arithmetic are float32, float64 for float64. Kernels read channels_last and NCHW in place; other strides are copied to
+NCHW. Forward saves each window's tap (uint8): the place of its maximum, 0 .. 8 row by row, or 9 if no z is positive.
 """
 
 from typing import Any
@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from delt_kernels.batch_norm import channel_sums, check, deviations, empty_sums, input_gradient, per_channel
 from delt_kernels.bn_relu_maxpool_kernels import launch_backward, launch_forward
-from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses_triton
+from delt_kernels.dispatch import Backend, runs_kernels, uses_triton
 from delt_kernels.layout import channels_last, dense
-from delt_kernels.segments import per_segment, segment_of
 
 _WINDOW = (3, 3), (2, 2), (1, 1)  # size, stride, padding
 _NO_TAP = 9
 
 
-def stem_stats(
+def bn_relu_maxpool(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, *, backend: Backend = "auto"
 ) -> tuple[Tensor, Tensor]:
     """max_pool(relu((x - mean) * scale + shift)) and the sums of x - mean: (pooled, sums [G, 2, C]).
@@ -42,38 +42,25 @@ def stem_stats(
     Raises:
         ValueError: shapes, types or devices do not fit.
     """
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}; expected a float tensor [N, C, H, W]")
-    for name, tensor in {"scale": scale, "shift": shift, "mean": mean}.items():
-        if tensor.shape != x.shape[1:2] or not tensor.is_floating_point():
-            raise ValueError(f"{name} is {tensor.dtype} {list(tensor.shape)}; expected float [{x.shape[1]}]")
-    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 2:
-        raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}; expected int32 [segments + 1]")
-    for tensor in (scale, shift, mean, offsets):
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device}, another argument on {tensor.device}; expected one device")
+    check(x, scale, shift, mean, offsets, None)
     if uses_triton(backend, x):
-        pooled, sums, _ = _stem_stats(x, scale, shift, mean, offsets)
+        pooled, sums, _ = _bn_relu_maxpool(x, scale, shift, mean, offsets)
         return pooled, sums
-    return stem_stats_torch(x, scale, shift, mean, offsets)
+    return bn_relu_maxpool_torch(x, scale, shift, mean, offsets)
 
 
-def stem_stats_torch(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The torch backend. It sums over the pixels of each image first, which Inductor fuses with the rest."""
+def bn_relu_maxpool_torch(
+    x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The torch backend."""
     z, sums = _activations(x, scale, shift, mean, offsets)
     return F.max_pool2d(z, *_WINDOW).to(x.dtype), sums
 
 
 def _activations(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """z [N, C, H, W], and the sums."""
-    dtype = statistics_dtype(x.dtype)
-    d = x.to(dtype) - _columns(mean, dtype)
-    sums = per_segment(torch.stack([d.sum((2, 3)), (d * d).sum((2, 3))], 1), offsets)
-    return (d * _columns(scale, dtype) + _columns(shift, dtype)).relu(), sums
-
-
-def _columns(channels: Tensor, dtype: torch.dtype) -> Tensor:
-    return channels.detach().to(dtype)[:, None, None]
+    """z [N, C, H, W] and the sums, in the type of statistics."""
+    d = deviations(x, mean)
+    return (d * per_channel(scale, d.dtype) + per_channel(shift, d.dtype)).relu(), channel_sums(d, offsets)
 
 
 def _empty_pooled(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,8 +71,8 @@ def _empty_pooled(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
-@torch.library.custom_op("delt::stem_stats", mutates_args=())
-def _stem_stats(
+@torch.library.custom_op("delt::bn_relu_maxpool", mutates_args=())
+def _bn_relu_maxpool(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(pooled, sums, taps)"""
@@ -94,62 +81,47 @@ def _stem_stats(
     if runs_kernels(x):
         return pooled, launch_forward(x, scale, shift, mean, offsets, pooled, taps), taps
     z, sums = _activations(x, scale, shift, mean, offsets)
-    best, places = F.max_pool2d(z, *_WINDOW, return_indices=True)
-    rows, columns = _first_taps(x)
-    tap = (places // x.shape[3] - rows) * 3 + (places % x.shape[3] - columns)
+    best, indices = F.max_pool2d(z, *_WINDOW, return_indices=True)
+    rows, columns = _window_starts(x)
+    tap = (indices // x.shape[3] - rows) * 3 + (indices % x.shape[3] - columns)
     return pooled.copy_(best), sums, taps.copy_(torch.where(best > 0, tap, _NO_TAP))
 
 
-def _first_taps(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [PH, 1] and columns [PW] of each window's upper left pixel, -1 over the border."""
+def _window_starts(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [PH, 1] and columns [PW] of each window's upper left pixel, -1 in the padding."""
     height, width = ((size + 1) // 2 for size in x.shape[2:])
     starts = 2 * torch.arange(max(height, width), device=x.device) - 1
     return starts[:height, None], starts[:width]
 
 
-@_stem_stats.register_fake
+@_bn_relu_maxpool.register_fake
 def _(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
-    sums = x.new_empty((offsets.shape[0] - 1, 2, x.shape[1]), dtype=statistics_dtype(x.dtype))
-    return _empty_pooled(x, x.dtype), sums, _empty_pooled(x, torch.uint8)
+    return _empty_pooled(x, x.dtype), empty_sums(x, offsets), _empty_pooled(x, torch.uint8)
 
 
-@torch.library.custom_op("delt::stem_stats_backward", mutates_args=())
-def _stem_stats_backward(
-    gradient: Tensor,
-    gradient_sums: Tensor,
-    x: Tensor,
-    taps: Tensor,
-    scale: Tensor,
-    mean: Tensor,
-    offsets: Tensor,
+@torch.library.custom_op("delt::bn_relu_maxpool_backward", mutates_args=())
+def _bn_relu_maxpool_backward(
+    grad_pooled: Tensor, grad_sums: Tensor, x: Tensor, taps: Tensor, scale: Tensor, mean: Tensor, offsets: Tensor
 ) -> Tensor:
-    """The gradient with respect to x."""
+    """grad_x"""
     x = dense(x)
-    gradient_x = torch.empty_like(x)
+    grad_x = torch.empty_like(x)
     if runs_kernels(x):
-        launch_backward(gradient, gradient_sums, x, taps, scale, mean, offsets, gradient_x)
-        return gradient_x
-    dtype = statistics_dtype(x.dtype)
-    d = x.to(dtype) - _columns(mean, dtype)
-    won, tap = taps != _NO_TAP, taps.to(torch.int64)
-    rows, columns = _first_taps(x)
-    places = torch.where(won, (rows + tap // 3) * x.shape[3] + columns + tap % 3, 0)
-    passed_on = torch.where(won, gradient.to(dtype), 0)
-    gz = torch.ops.aten.max_pool2d_with_indices_backward(passed_on, d, *_WINDOW, (1, 1), False, places)
-    u = gradient_sums[segment_of(offsets, x.shape[0]), :, :, None, None]
-    return gradient_x.copy_(gz * _columns(scale, dtype) + (u[:, 0] + 2 * u[:, 1] * d))
+        launch_backward(grad_pooled, grad_sums, x, taps, scale, mean, offsets, grad_x)
+        return grad_x
+    d = deviations(x, mean)
+    positive, tap = taps != _NO_TAP, taps.to(torch.int64)
+    rows, columns = _window_starts(x)
+    indices = torch.where(positive, (rows + tap // 3) * x.shape[3] + columns + tap % 3, 0)
+    grad_best = torch.where(positive, grad_pooled.to(d.dtype), 0)
+    grad_z = torch.ops.aten.max_pool2d_with_indices_backward(grad_best, d, *_WINDOW, (1, 1), False, indices)
+    return grad_x.copy_(input_gradient(grad_z, grad_sums, d, scale, offsets))
 
 
-@_stem_stats_backward.register_fake
+@_bn_relu_maxpool_backward.register_fake
 def _(
-    gradient: Tensor,
-    gradient_sums: Tensor,
-    x: Tensor,
-    taps: Tensor,
-    scale: Tensor,
-    mean: Tensor,
-    offsets: Tensor,
+    grad_pooled: Tensor, grad_sums: Tensor, x: Tensor, taps: Tensor, scale: Tensor, mean: Tensor, offsets: Tensor
 ) -> Tensor:
     return torch.empty_like(dense(x))
 
@@ -161,8 +133,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Te
     ctx.mark_non_differentiable(taps)
 
 
-def _gradient(ctx: Any, gradient: Tensor, gradient_sums: Tensor, _: object) -> tuple[Tensor | None, ...]:
-    return _stem_stats_backward(gradient, gradient_sums, *ctx.saved_tensors), None, None, None, None
+def _gradient(ctx: Any, grad_pooled: Tensor, grad_sums: Tensor, _: object) -> tuple[Tensor | None, ...]:
+    return _bn_relu_maxpool_backward(grad_pooled, grad_sums, *ctx.saved_tensors), None, None, None, None
 
 
-_stem_stats.register_autograd(_gradient, setup_context=_save)
+_bn_relu_maxpool.register_autograd(_gradient, setup_context=_save)

@@ -1,22 +1,24 @@
-"""BatchNorm of a frozen layer (+ residual) (+ ReLU) with the statistics of its input, per segment, in one pass.
+"""BatchNorm of a frozen layer (+ residual) (+ ReLU) and the statistics of its input, per segment, in one pass.
 
     d = x - mean        z = d * scale + shift (+ residual)        y = z, or max(z, 0)
     sums[g] = (sum d, sum d^2) over the images and pixels of segment g
 
-with scale = gamma / sqrt(running_var + eps), shift = beta, mean = running_mean. Sums of differences from the running
-mean keep the variance good in float32 where the mean is far larger than the deviation. With u[g] = dL/dsums[g],
+with scale = gamma / sqrt(running_var + eps), shift = beta, mean = running_mean. Sums of deviations from the running
+mean give an accurate variance in float32 even where the mean is much larger than the deviation. With u[g] =
+dL/dsums[g],
 
-    gz = gy * 1[z > 0]        gx = gz * scale + u[0] + 2 u[1] d        g_residual = gz
+    grad_z = grad_y * 1[z > 0]        grad_x = grad_z * scale + u[0] + 2 u[1] d        grad_residual = grad_z
 
 (BatchNorm: Ioffe and Szegedy 2015; its statistics as a loss: Yin et al. 2020). scale, shift and mean are frozen: they
 get no gradient.
 
 Shapes: x, residual and y [N, C, H, W]; scale, shift, mean [C]; offsets int32 [G + 1] (segments.py); sums [G, 2, C].
 x is float32, float16, bfloat16 or float64, and residual any of these; y has the type and layout of x. Sums and
-arithmetic are float32, float64 for float64. Kernels read x where it lies if channels_last or NCHW, else a copy in NCHW.
+arithmetic are float32, float64 for float64. Kernels read channels_last and NCHW in place; other strides are copied to
+NCHW.
 
-The sign of z is kept as one bit where the residual would have to be read again for it (channels_last, C a multiple of
-8), else computed again.
+Backward needs 1[z > 0]. Recomputing it would read the residual again, so it is saved as one bit per element where there
+is a residual (channels_last, C a multiple of 8).
 """
 
 from typing import Any
@@ -24,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from delt_kernels.batch_norm import channel_sums, check, deviations, empty_sums, input_gradient, per_channel
 from delt_kernels.bn_stats_kernels import launch_backward, launch_forward
 from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses_triton
 from delt_kernels.layout import dense, like
-from delt_kernels.relu_bitmask import empty_signs, packs
-from delt_kernels.segments import per_segment, segment_of
+from delt_kernels.relu_bitmask import can_pack, empty_bits
 
 
 def bn_stats(
@@ -49,7 +51,7 @@ def bn_stats(
     Raises:
         ValueError: shapes, types or devices do not fit.
     """
-    _check(x, scale, shift, mean, offsets, residual)
+    check(x, scale, shift, mean, offsets, residual)
     if uses_triton(backend, x):
         y, sums, _ = _bn_stats(x, scale, shift, mean, offsets, residual, relu)
         return y, sums
@@ -67,15 +69,15 @@ def bn_stats_fork(
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`bn_stats` for two consumers of y, each of which takes one: (y, y again, sums).
+    """`bn_stats` for a y with two consumers: (y, the same y for the second consumer, sums).
 
-    The backward kernel adds both gradients, which saves a pass over them. Both y are one memory: neither may be changed
-    in place. Under torch.compile the addition is the compiler's.
+    The backward kernel adds both gradients of y, which saves a pass over them. Both outputs share their memory and must
+    not be modified in place. Under torch.compile the compiler does the addition.
     """
-    _check(x, scale, shift, mean, offsets, residual)
+    check(x, scale, shift, mean, offsets, residual)
     if uses_triton(backend, x) and not torch.compiler.is_compiling():
-        y, again, sums = _Fork.apply(x, scale, shift, mean, offsets, residual, relu)
-        return y, again, sums
+        y, y2, sums = _Fork.apply(x, scale, shift, mean, offsets, residual, relu)
+        return y, y2, sums
     y, sums = bn_stats(x, scale, shift, mean, offsets, residual, relu, backend=backend)
     return y, y, sums
 
@@ -83,51 +85,30 @@ def bn_stats_fork(
 def bn_stats_torch(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, residual: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """The torch backend. It sums over the pixels of each image first, which Inductor fuses with the rest."""
-    dtype = statistics_dtype(x.dtype)
-    d = x.to(dtype) - _columns(mean, dtype)
-    sums = per_segment(torch.stack([d.sum((2, 3)), (d * d).sum((2, 3))], 1), offsets)
-    z = d * _columns(scale, dtype) + _columns(shift, dtype)
-    if residual is not None:
-        z = z + residual.to(dtype)
+    """The torch backend."""
+    d = deviations(x, mean)
+    sums = channel_sums(d, offsets)
+    z = _z(d, scale, shift, residual)
     return (z.relu() if relu else z).to(x.dtype), sums
 
 
-def _columns(channels: Tensor, dtype: torch.dtype) -> Tensor:
-    return channels.detach().to(dtype)[:, None, None]
-
-
-def _check(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, residual: Tensor | None) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}; expected a float tensor [N, C, H, W]")
-    vectors = {"scale": scale, "shift": shift, "mean": mean}
-    for name, vector in vectors.items():
-        if vector.shape != x.shape[1:2] or not vector.is_floating_point():
-            raise ValueError(f"{name} is {vector.dtype} {list(vector.shape)}; expected float [{x.shape[1]}]")
-    if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.shape[0] < 2:
-        raise ValueError(f"offsets is {offsets.dtype} {list(offsets.shape)}; expected int32 [segments + 1]")
-    others = vectors | {"offsets": offsets}
-    if residual is not None:
-        if residual.shape != x.shape or not residual.is_floating_point():
-            raise ValueError(f"residual is {residual.dtype} {list(residual.shape)}; expected float {list(x.shape)}")
-        others["residual"] = residual
-    for name, tensor in others.items():
-        if tensor.device != x.device:
-            raise ValueError(f"x is on {x.device}, {name} on {tensor.device}; expected one device")
+def _z(d: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tensor:
+    z = d * per_channel(scale, d.dtype) + per_channel(shift, d.dtype)
+    return z if residual is None else z + residual.to(d.dtype)
 
 
 @torch.library.custom_op("delt::bn_stats", mutates_args=())
 def _bn_stats(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, residual: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, sums, signs): signs as `_signs_for` gives them."""
+    """(y, sums, bits): bits as `_bits_for` gives them."""
     x = dense(x)
-    signs = _signs_for(x, residual, relu)
+    bits = _bits_for(x, residual, relu)
     if runs_kernels(x):
-        kept = signs if signs.dim() == 4 else None
-        return *launch_forward(x, scale, shift, mean, offsets, residual, relu, kept), signs
+        kept = bits if bits.dim() == 4 else None
+        return *launch_forward(x, scale, shift, mean, offsets, residual, relu, kept), bits
     y, sums = bn_stats_torch(x, scale, shift, mean, offsets, residual, relu)
-    return like(y, x), sums, signs
+    return like(y, x), sums, bits
 
 
 @_bn_stats.register_fake
@@ -135,69 +116,65 @@ def _(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, residual: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
-    sums = x.new_empty((offsets.shape[0] - 1, 2, x.shape[1]), dtype=statistics_dtype(x.dtype))
-    return torch.empty_like(x), sums, _signs_for(x, residual, relu)
+    return torch.empty_like(x), empty_sums(x, offsets), _bits_for(x, residual, relu)
 
 
-def _signs_for(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """uint8 [N, H, W, C / 8] where the backward kernel is to read the signs of z, else [0]."""
-    if relu and residual is not None and runs_kernels(x) and packs(x):
-        return empty_signs(x)
+def _bits_for(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    """uint8 [N, H, W, C / 8] where the backward kernel reads 1[z > 0] from memory, otherwise [0]."""
+    if relu and residual is not None and runs_kernels(x) and can_pack(x):
+        return empty_bits(x)
     return x.new_empty(0, dtype=torch.uint8)
 
 
 @torch.library.custom_op("delt::bn_stats_backward", mutates_args=())
 def _bn_stats_backward(
-    gradient: Tensor,
-    again: Tensor | None,
-    gradient_sums: Tensor,
+    grad_y: Tensor,
+    grad_y2: Tensor | None,
+    grad_sums: Tensor,
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
     mean: Tensor,
     offsets: Tensor,
     residual: Tensor | None,
-    signs: Tensor | None,
+    bits: Tensor | None,
     relu: bool,
     residual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
-    """(gx, g_residual): g_residual in `residual_dtype`, [0] where that is None; `again`: of y's second consumer.
+    """(grad_x, grad_residual): grad_residual in `residual_dtype`, [0] where that is None.
 
-    The signs of z come from `signs` if given, else from x and residual.
+    1[z > 0] comes from `bits` if given, otherwise from x and residual.
     """
     x = dense(x)
-    gradient_x, gradient_residual = _empty_gradients(x, residual_dtype)
-    wanted = None if residual_dtype is None else gradient_residual
+    grad_x, grad_residual = _empty_gradients(x, residual_dtype)
+    wanted = None if residual_dtype is None else grad_residual
     if runs_kernels(x):
         launch_backward(
-            gradient, again, gradient_sums, x, scale, shift, mean, offsets, residual, signs, relu, gradient_x, wanted
+            grad_y, grad_y2, grad_sums, x, scale, shift, mean, offsets, residual, bits, relu, grad_x, wanted
         )
-        return gradient_x, gradient_residual
-    dtype = statistics_dtype(x.dtype)
-    d = x.to(dtype) - _columns(mean, dtype)
-    gz = gradient.to(dtype) if again is None else gradient.to(dtype) + again.to(dtype)
+        return grad_x, grad_residual
+    d = deviations(x, mean)
+    grad_z = grad_y.to(d.dtype) if grad_y2 is None else grad_y.to(d.dtype) + grad_y2.to(d.dtype)
     if relu:
-        z = d * _columns(scale, dtype) + _columns(shift, dtype)
-        gz = torch.where(z > 0 if residual is None else z + residual.to(dtype) > 0, gz, 0)
-    u = gradient_sums[segment_of(offsets, x.shape[0]), :, :, None, None]
-    gradient_x.copy_(gz * _columns(scale, dtype) + (u[:, 0] + 2 * u[:, 1] * d))
+        grad_z = torch.where(_z(d, scale, shift, residual) > 0, grad_z, 0)
+    grad_x.copy_(input_gradient(grad_z, grad_sums, d, scale, offsets))
     if wanted is not None:
-        wanted.copy_(gz)
-    return gradient_x, gradient_residual
+        wanted.copy_(grad_z)
+    return grad_x, grad_residual
 
 
 @_bn_stats_backward.register_fake
 def _(
-    gradient: Tensor,
-    again: Tensor | None,
-    gradient_sums: Tensor,
+    grad_y: Tensor,
+    grad_y2: Tensor | None,
+    grad_sums: Tensor,
     x: Tensor,
     scale: Tensor,
     shift: Tensor,
     mean: Tensor,
     offsets: Tensor,
     residual: Tensor | None,
-    signs: Tensor | None,
+    bits: Tensor | None,
     relu: bool,
     residual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:
@@ -210,47 +187,45 @@ def _empty_gradients(x: Tensor, residual_dtype: torch.dtype | None) -> tuple[Ten
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, scale, shift, mean, offsets, residual, relu = inputs
-    signs = output[2] if output[2].dim() == 4 else None
+    bits = output[2] if output[2].dim() == 4 else None
     ctx.residual_dtype = None if residual is None else residual.dtype
     ctx.relu = relu
     ctx.set_materialize_grads(False)
-    unread = not relu or signs is not None  # the residual, whose memory is then free
-    ctx.save_for_backward(x, scale, shift, mean, offsets, None if unread else residual, signs)
+    unread = not relu or bits is not None  # backward does not read the residual, so its memory can be freed
+    ctx.save_for_backward(x, scale, shift, mean, offsets, None if unread else residual, bits)
 
 
 def _gradients(
-    ctx: Any, gradient: Tensor | None, again: Tensor | None, gradient_sums: Tensor | None
+    ctx: Any, grad_y: Tensor | None, grad_y2: Tensor | None, grad_sums: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """For x, scale, shift, mean, offsets, residual, relu; None stands for a zero gradient."""
-    x, scale, shift, mean, offsets, residual, signs = ctx.saved_tensors
-    if gradient is None:
-        gradient, again = again, None
-    if gradient is None:
-        gradient = torch.zeros_like(x)
-    if gradient_sums is None:
-        gradient_sums = x.new_zeros((offsets.shape[0] - 1, 2, x.shape[1]), dtype=statistics_dtype(x.dtype))
+    """For x, scale, shift, mean, offsets, residual, relu. A None among the arguments stands for a zero gradient."""
+    x, scale, shift, mean, offsets, residual, bits = ctx.saved_tensors
+    if grad_y is None:
+        grad_y, grad_y2 = grad_y2, None
+    if grad_y is None:
+        grad_y = torch.zeros_like(x)
+    if grad_sums is None:
+        grad_sums = x.new_zeros((offsets.shape[0] - 1, 2, x.shape[1]), dtype=statistics_dtype(x.dtype))
     residual_dtype = ctx.residual_dtype if ctx.needs_input_grad[5] else None
-    passed_on = not ctx.relu and again is None  # then the residual's gradient is y's own
-    gradient_x, gradient_residual = _bn_stats_backward(
-        gradient, again, gradient_sums, x, scale, shift, mean, offsets, residual, signs, ctx.relu,
+    passed_on = not ctx.relu and grad_y2 is None  # then grad_residual is grad_y itself
+    grad_x, grad_residual = _bn_stats_backward(
+        grad_y, grad_y2, grad_sums, x, scale, shift, mean, offsets, residual, bits, ctx.relu,
         None if passed_on else residual_dtype,
     )  # fmt: skip
     if residual_dtype is None:
-        return gradient_x, None, None, None, None, None, None
-    return gradient_x, None, None, None, None, gradient.to(residual_dtype) if passed_on else gradient_residual, None
+        return grad_x, None, None, None, None, None, None
+    return grad_x, None, None, None, None, grad_y.to(residual_dtype) if passed_on else grad_residual, None
 
 
-def _backward(
-    ctx: Any, gradient: Tensor | None, gradient_sums: Tensor | None, _: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, gradient, None, gradient_sums)
+def _backward(ctx: Any, grad_y: Tensor | None, grad_sums: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, grad_y, None, grad_sums)
 
 
 _bn_stats.register_autograd(_backward, setup_context=_save)
 
 
 class _Fork(torch.autograd.Function):
-    """`delt::bn_stats` with y handed out twice, which a registered operator may not do: its outputs share no memory."""
+    """`delt::bn_stats` that returns y twice. A registered operator cannot: its outputs must not share memory."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:

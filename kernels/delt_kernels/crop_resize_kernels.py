@@ -2,8 +2,8 @@
 # ruff: noqa: N803 (sizes and constants of a kernel are written in capitals)
 """Kernels of `crop_resize` and its gradient; crop_resize.py has the formulas.
 
-A program computes a tile [channels, pixels] of one image. Pixels lie along the lanes, as most reads follow rows of the
-source; both ways are gathers from places that neighbouring lanes share. Every image is computed by itself.
+A program computes a tile [channels, pixels] of one image. Neighbouring threads compute neighbouring pixels, since most
+reads follow rows of the source. Forward and backward are gathers, and each image is computed independently.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from delt_kernels.layout import device_of
 from delt_kernels.segments import next_power_of_two
 
-# A program's pixels and, at most, channels: images have three.
+# Pixels and, at most, channels of a program; images have three channels.
 BLOCK_PIXELS, BLOCK_CHANNELS, WARPS = 256, 4, 4
 
 
@@ -35,22 +35,35 @@ def _view(
 
 
 @triton.jit
-def _taps(shown: tl.tensor, length: tl.tensor, SIZE: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Near pixel, far pixel, share of the far one, for positions of the resized crop."""
-    centre = tl.maximum((2 * shown + 1) * length - SIZE, 0)
-    near = centre // (2 * SIZE)
-    share = (centre - near * (2 * SIZE)).to(tl.float32) / (2 * SIZE)
-    return near, tl.minimum(near + 1, length - 1), share
+def _taps(u: tl.tensor, length: tl.tensor, SIZE: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The near and the far pixel that pixel u of the resized crop reads, and the weight of the far one."""
+    t = tl.maximum((2 * u + 1) * length - SIZE, 0)
+    near = t // (2 * SIZE)
+    weight = (t - near * (2 * SIZE)).to(tl.float32) / (2 * SIZE)
+    return near, tl.minimum(near + 1, length - 1), weight
 
 
 @triton.jit
 def _modulo(number: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """In 0..SIZE - 1 for negative numbers too."""
+    """In 0 .. SIZE - 1, also for negative numbers, where `%` has the sign of the dividend."""
     return (number % SIZE + SIZE) % SIZE
 
 
 @triton.jit
-def _forward(
+def _program_tile(
+    SIZE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """The program's image, pixels [1, PIXELS] and channels [CHANNELS, 1].
+
+    program_id is (block of pixels of an image, block of channels).
+    """
+    blocks: tl.constexpr = tl.cdiv(SIZE * SIZE, PIXELS)
+    pixel = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)[None, :]
+    return tl.program_id(0) // blocks, pixel, tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
+
+
+@triton.jit
+def crop_resize_forward(
     images_ptr: tl.tensor,  # [R, C, S, S], any strides
     out_ptr: tl.tensor,  # [N, S, S, C]
     views_ptr: tl.tensor,  # int32 [G, 8]
@@ -67,44 +80,40 @@ def _forward(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """program_id: (block of pixels of an image, block of channels); a tile is [CHANNELS, PIXELS]."""
-    blocks: tl.constexpr = tl.cdiv(SIZE * SIZE, PIXELS)
-    n = tl.program_id(0) // blocks
+    n, pixel, c = _program_tile(SIZE, PIXELS, CHANNELS)
     top, left, height, width, mirrored, down, right = _view(views_ptr, offsets_ptr, n, G, GP)
-    pixel = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)[None, :]
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     mask = (pixel < SIZE * SIZE) & (c < C)
     y = _modulo(pixel // SIZE - down, SIZE)
     x = _modulo(pixel % SIZE - right, SIZE)
-    y0, y1, share_y = _taps(y, height, SIZE)
-    x0, x1, share_x = _taps(tl.where(mirrored != 0, SIZE - 1 - x, x), width, SIZE)
+    y0, y1, wy = _taps(y, height, SIZE)
+    x0, x1, wx = _taps(tl.where(mirrored != 0, SIZE - 1 - x, x), width, SIZE)
     source = images_ptr + tl.load(rows_ptr + n).to(tl.int64) * stride_row + c.to(tl.int64) * stride_c
     upper, lower = source + (top + y0) * stride_y, source + (top + y1) * stride_y
     x0, x1 = (left + x0) * stride_x, (left + x1) * stride_x
-    a = tl.load(upper + x0, mask=mask, other=0).to(tl.float32)
-    b = tl.load(upper + x1, mask=mask, other=0).to(tl.float32)
-    d = tl.load(lower + x0, mask=mask, other=0).to(tl.float32)
-    e = tl.load(lower + x1, mask=mask, other=0).to(tl.float32)
-    seen = (1 - share_y) * ((1 - share_x) * a + share_x * b) + share_y * ((1 - share_x) * d + share_x * e)
+    upper0 = tl.load(upper + x0, mask=mask, other=0).to(tl.float32)
+    upper1 = tl.load(upper + x1, mask=mask, other=0).to(tl.float32)
+    lower0 = tl.load(lower + x0, mask=mask, other=0).to(tl.float32)
+    lower1 = tl.load(lower + x1, mask=mask, other=0).to(tl.float32)
+    value = (1 - wy) * ((1 - wx) * upper0 + wx * upper1) + wy * ((1 - wx) * lower0 + wx * lower1)
     out = out_ptr + (n.to(tl.int64) * (SIZE * SIZE) + pixel) * C + c
-    tl.store(out, seen.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out, value.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _first_reader(i: tl.tensor, length: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """The first position of the resized crop whose centre lies beyond i - 1: the first that reads pixel i."""
+    """The first pixel u of the resized crop that reads pixel i: the first whose centre lies beyond i - 1."""
     return tl.where(i > 0, ((2 * i - 1) * SIZE - length) // (2 * length) + 1, 0)
 
 
 @triton.jit
-def _weight(shown: tl.tensor, i: tl.tensor, length: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """The weight of pixel i in a position of the resized crop, 0 behind its end."""
-    near, far, share = _taps(shown, length, SIZE)
-    return tl.where(shown < SIZE, tl.where(near == i, 1 - share, 0) + tl.where(far == i, share, 0), 0)
+def _weight(u: tl.tensor, i: tl.tensor, length: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
+    """The weight of pixel i of the crop in pixel u of the resized crop; 0 for u past its end."""
+    near, far, weight = _taps(u, length, SIZE)
+    return tl.where(u < SIZE, tl.where(near == i, 1 - weight, 0) + tl.where(far == i, weight, 0), 0)
 
 
 @triton.jit
-def _backward(
+def crop_resize_backward(
     gradient_ptr: tl.tensor,  # [N, C, S, S], any strides
     packed_ptr: tl.tensor,  # [N, C, S, S] contiguous
     views_ptr: tl.tensor,  # int32 [G, 8]
@@ -120,14 +129,10 @@ def _backward(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """program_id: (block of pixels of an image, block of channels); a tile is [CHANNELS, PIXELS]."""
-    blocks: tl.constexpr = tl.cdiv(SIZE * SIZE, PIXELS)
-    n = tl.program_id(0) // blocks
+    n, pixel, c = _program_tile(SIZE, PIXELS, CHANNELS)
     top, left, height, width, mirrored, down, right = _view(views_ptr, offsets_ptr, n, G, GP)
-    pixel = (tl.program_id(0) % blocks) * PIXELS + tl.arange(0, PIXELS)[None, :]
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)[:, None]
     i, j = pixel // SIZE - top, pixel % SIZE - left
-    inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)  # only these are read by any position
+    inside = (i >= 0) & (i < height) & (j >= 0) & (j < width)  # pixels outside the crop are not read
     first_y, first_x = _first_reader(i, height, SIZE), _first_reader(j, width, SIZE)
     most_y, most_x = tl.cdiv(2 * SIZE, height), tl.cdiv(2 * SIZE, width)
     readers_y = tl.where(tl.max(inside.to(tl.int32)) > 0, tl.minimum(most_y, SIZE), 0)
@@ -135,14 +140,14 @@ def _backward(
     source = gradient_ptr + n.to(tl.int64) * stride_n + c.to(tl.int64) * stride_c
     total = tl.zeros((CHANNELS, PIXELS), tl.float32)
     y = readers_y * 0
-    while y < readers_y:  # not range(readers_y), which the interpreter of Triton 3.6 cannot take
+    while y < readers_y:  # not range(readers_y): the interpreter of Triton 3.6 accepts no tensors there
         weight_y = _weight(first_y + y, i, height, SIZE)
         line = source + _modulo(first_y + y + down, SIZE) * stride_y
         x = readers_x * 0
         while x < readers_x:
-            shown = first_x + x
-            weight = weight_y * _weight(shown, j, width, SIZE)
-            column = _modulo(tl.where(mirrored != 0, SIZE - 1 - shown, shown) + right, SIZE)
+            u = first_x + x
+            weight = weight_y * _weight(u, j, width, SIZE)
+            column = _modulo(tl.where(mirrored != 0, SIZE - 1 - u, u) + right, SIZE)
             total += weight * tl.load(line + column * stride_x, mask=(weight != 0) & (c < C), other=0).to(tl.float32)
             x += 1
         y += 1
@@ -157,7 +162,7 @@ def forward(images: Tensor, views: Tensor, rows: Tensor, offsets: Tensor, dtype:
     grid, constants = _launch_shape(n, c, s, segments)
     views, rows, offsets = views.contiguous(), rows.contiguous(), offsets.contiguous()
     with device_of(images):
-        _forward[grid](images, out, views, rows, offsets, c, segments, *images.stride(), **constants)
+        crop_resize_forward[grid](images, out, views, rows, offsets, c, segments, *images.stride(), **constants)
     return out
 
 
@@ -168,12 +173,12 @@ def backward(gradient: Tensor, views: Tensor, offsets: Tensor) -> Tensor:
     grid, constants = _launch_shape(n, c, s, segments)
     views, offsets = views.contiguous(), offsets.contiguous()
     with device_of(gradient):
-        _backward[grid](gradient, packed, views, offsets, c, segments, *gradient.stride(), **constants)
+        crop_resize_backward[grid](gradient, packed, views, offsets, c, segments, *gradient.stride(), **constants)
     return packed
 
 
 def _launch_shape(n: int, c: int, size: int, segments: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of either kernel, and its constants."""
+    """The grid and the constants of both kernels."""
     channels = min(BLOCK_CHANNELS, next_power_of_two(c))
     grid = n * triton.cdiv(size * size, BLOCK_PIXELS), triton.cdiv(c, channels)
     constants = {"SIZE": size, "GP": next_power_of_two(segments), "PIXELS": BLOCK_PIXELS, "CHANNELS": channels}

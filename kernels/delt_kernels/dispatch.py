@@ -10,12 +10,12 @@ Backend = Literal["auto", "torch", "triton"]
 
 KERNEL_TYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
-# Triton decides when a kernel is decorated, which is when this package is imported: later changes have no effect.
+# Triton chooses between compiler and interpreter when a kernel is decorated, so a later change has no effect.
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def uses_triton(backend: Backend, tensor: Tensor) -> bool:
-    """Whether `backend` selects the registered operator for this tensor; "auto" selects it for CUDA tensors.
+    """Whether to call the registered operator for this tensor; "auto" does so for CUDA tensors.
 
     Raises:
         ValueError: an unknown backend.
@@ -26,15 +26,15 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
 
 
 def in_interpreter() -> bool:
-    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 before the import), where CPU tensors will do."""
+    """Whether kernels run on CPU tensors in Triton's interpreter: TRITON_INTERPRET=1 was set before the import."""
     return _INTERPRETED
 
 
 def runs_kernels(tensor: Tensor) -> bool:
-    """Whether a registered operator launches Triton kernels for this tensor; otherwise it computes in PyTorch."""
+    """Whether a registered operator launches kernels for this tensor; otherwise it computes with PyTorch."""
     return tensor.dtype in KERNEL_TYPES and (tensor.is_cuda or in_interpreter())
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of statistics and arithmetic for activations in `dtype`: float64 for float64, float32 for all others."""
+    """The type of statistics and arithmetic for activations in `dtype`: float64 for float64, otherwise float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

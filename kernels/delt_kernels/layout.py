@@ -1,10 +1,10 @@
 # mypy: disable-error-code="assignment,untyped-decorator"
 # ruff: noqa: N803, RUF005 (a kernel's sizes and constants are written in capitals; it cannot unpack tuples)
-"""Where the elements of an image tensor lie: channels_last or NCHW, on the host and inside a kernel.
+"""Memory layout of image tensors, channels_last or NCHW: on the host, and tiles of them inside a kernel.
 
-A tile is BLOCK_R pixels x BLOCK_C channels. Where channels lie innermost the tensor is a matrix [N * H * W, C], and a
-tile may span images; positions count pixels. Else the tensor is [N, C, H * W], a tile lies in one image, and positions
-count tiles, UNIT an image.
+A tile holds BLOCK_R pixels x BLOCK_C channels. In channels_last the tensor is a matrix [N * H * W, C]: a row is a
+pixel, and a tile may span several images. In NCHW the tensor is [N, C, H * W]: a row is a tile of pixels of one image.
+IMAGE_ROWS is the number of rows of an image.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +16,12 @@ from torch import Tensor
 
 
 def dense(x: Tensor) -> Tensor:
-    """x itself if channels_last or NCHW, else a copy in NCHW."""
+    """x itself if it is channels_last or NCHW, otherwise a copy in NCHW."""
     return x if channels_last(x) or x.is_contiguous() else x.contiguous()
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether channels lie innermost; true also where the order does not matter (one channel, one pixel)."""
+    """Whether x is channels_last; also true where both layouts are the same (one channel, or one pixel)."""
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -31,53 +31,74 @@ def like(tensor: Tensor, x: Tensor) -> Tensor:
 
 
 def device_of(x: Tensor) -> AbstractContextManager[None]:
-    """Kernels inside are launched on the device of x, whichever device is the current one."""
+    """Makes the device of x the current one, since Triton launches kernels there."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @triton.jit
 def tile(
-    position: tl.tensor,
+    row: tl.tensor,
     end: tl.tensor,
     channel: tl.tensor,
     C: tl.tensor,
     PIXELS: tl.tensor,
-    UNIT: tl.tensor,
+    IMAGE_ROWS: tl.tensor,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """The element at which a tile begins (int64), offsets from there [BLOCK_R, BLOCK_C], and which of them exist."""
-    row = tl.arange(0, BLOCK_R)
+    """Index of the tile's first element (int64), offsets from it [BLOCK_R, BLOCK_C], and a mask of the valid ones."""
+    i = tl.arange(0, BLOCK_R)
     if CHANNELS_LAST:
-        start = position * C
-        offset = row[:, None] * C + channel[None, :]
-        exists = row < end - position
+        start = row * C
+        offset = i[:, None] * C + channel[None, :]
+        valid = i < end - row
     else:
-        image = position // UNIT
-        pixel = (position - image * UNIT).to(tl.int32) * BLOCK_R + row
+        image = row // IMAGE_ROWS
+        pixel = (row - image * IMAGE_ROWS).to(tl.int32) * BLOCK_R + i
         start = image * C * PIXELS
         offset = channel[None, :] * PIXELS + pixel[:, None]
-        exists = (pixel < PIXELS) & (position < end)
-    return start, offset, exists[:, None] & (channel < C)[None, :]
+        valid = (pixel < PIXELS) & (row < end)
+    return start, offset, valid[:, None] & (channel < C)[None, :]
 
 
 @triton.jit
 def load_tiles(
     pointer: tl.tensor,
-    position: tl.tensor,
+    row: tl.tensor,
     end: tl.tensor,
     channel: tl.tensor,
     C: tl.tensor,
     PIXELS: tl.tensor,
-    UNIT: tl.tensor,
+    IMAGE_ROWS: tl.tensor,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    AHEAD: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ) -> tuple[tl.tensor, ...]:
-    """AHEAD tiles from `position` on, 0 where there is nothing: all loads are under way before the first is used."""
+    """PREFETCH tiles starting at `row`, 0 outside the mask. All loads are issued before the first tile is used."""
     tiles = ()
-    for j in tl.static_range(AHEAD):
+    for j in tl.static_range(PREFETCH):
         step = j * BLOCK_R if CHANNELS_LAST else j
-        start, offset, mask = tile(position + step, end, channel, C, PIXELS, UNIT, CHANNELS_LAST, BLOCK_R)
+        start, offset, mask = tile(row + step, end, channel, C, PIXELS, IMAGE_ROWS, CHANNELS_LAST, BLOCK_R)
         tiles = tiles + (tl.load(pointer + start + offset, mask=mask, other=0.0),)
     return tiles
+
+
+@triton.jit
+def load_vector(pointer: tl.tensor, channel: tl.tensor, C: tl.tensor) -> tl.tensor:
+    """Float32 values of a vector [C] at `channel`, in the shape of `channel`."""
+    return tl.load(pointer + channel, mask=channel < C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_grad_sums(
+    pointer: tl.tensor,  # [G, 2, C]
+    segment: tl.tensor,
+    channel: tl.tensor,
+    C: tl.tensor,
+    G: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:
+    """u[0] and 2 u[1], u the gradient of a segment's sums: the gradient of x contains u[0] + 2 u[1] d."""
+    pointer += segment.to(tl.int64) * (2 * C) + channel
+    mask = (channel < C) & (segment < G)
+    linear = tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+    return linear, 2.0 * tl.load(pointer + C, mask=mask, other=0.0).to(tl.float32)

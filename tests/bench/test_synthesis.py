@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.exc import TorchDynamoException
 
 from delt_hpc.bench import peaks, timing
 from delt_hpc.bench.synthesis import cases, check, measure, suite
@@ -187,6 +188,18 @@ def test_what_is_wrong_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     table = suite.bench(tmp_path, small(("reference", "torch-packed")), lambda line: None)
     assert table["failure"].str.startswith("InexactError: wrong in round 1: relative error of the loss").all()
     assert table[["ratio", "ms", "image_iterations_per_s", "s_per_image", "floor_share"]].isna().all(axis=None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_variant_that_falls_back_to_uncompiled_code_has_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise TorchDynamoException("a graph break made by this test")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: fail)
+    table = suite.bench(tmp_path, small(("torch-compiled",)), lambda line: None)
+    assert "a graph break made by this test" in table["failure"][0] and table["ms"].isna().all()
 
 
 def test_the_defaults_are_known_names() -> None:

@@ -1,4 +1,4 @@
-"""Calls of BatchNorm with statistics, and the same by PyTorch's own operators."""
+"""Arguments for `bn_stats`, and the same computation by PyTorch's own operators."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ def wide(argument: Any) -> Any:
 
 
 def draw(case: Case, device: torch.device) -> tuple[Arguments, Tensor, Tensor]:
-    """Arguments and gradients of y and of the sums."""
+    """Arguments, and gradients of y and of the sums."""
     random = torch.Generator().manual_seed(sum(case.shape))
     x, residual, gradient = torch.randn(3, *case.shape, generator=random).to(device, memory_format=NCHW)
     scale, shift, mean = torch.randn(3, case.shape[1], generator=random).to(device)
@@ -59,7 +59,7 @@ def draw(case: Case, device: torch.device) -> tuple[Arguments, Tensor, Tensor]:
 def published(
     x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor, residual: Tensor | None, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch's own composition in the type of x; sums in float32, or float64."""
+    """PyTorch's own operators in the type of x; sums in float32, float64 for float64."""
     y = F.batch_norm(x, mean, torch.full_like(mean, 0.75), scale, shift, eps=0.25)
     if residual is not None:
         y = y + residual.to(x.dtype)

@@ -1,4 +1,4 @@
-"""The loss of packed segments, by a fused teacher and by the reference objective, one segment at a time."""
+"""The loss of packed segments: by a fused teacher, and segment by segment by the reference objective."""
 
 from itertools import pairwise
 
@@ -10,11 +10,11 @@ from delt_hpc.recovery.objective import Objective
 from delt_kernels.teacher.fused import FusedTeacher
 
 R_BN, FIRST_WEIGHT = 0.05, 10.0
-OFFSETS = [0, 2, 2, 3, 5]  # an empty segment and one of a single image among them
+OFFSETS = [0, 2, 2, 3, 5]  # with an empty segment and one of a single image
 
 
 def randomised(network: nn.Module) -> nn.Module:
-    """Frozen, in evaluation mode, with running statistics and affine weights that are not those of a fresh layer."""
+    """The network, frozen, in evaluation mode, with random running statistics and affine weights."""
     for module in network.modules():
         if not isinstance(module, nn.BatchNorm2d):
             continue
@@ -46,7 +46,7 @@ def packed(teacher: nn.Module, images: Tensor, labels: Tensor, offsets: list[int
 
 
 def by_hooks(teacher: nn.Module, images: Tensor, labels: Tensor, offsets: list[int] = OFFSETS) -> tuple[Tensor, Tensor]:
-    """The same by the reference objective's hooks, each segment by itself."""
+    """The same by the reference objective's hooks, one segment at a time."""
     images = images.detach().clone().requires_grad_()
     loss = torch.zeros((), dtype=images.dtype)
     with Objective(teacher, R_BN, FIRST_WEIGHT) as objective:
@@ -58,7 +58,7 @@ def by_hooks(teacher: nn.Module, images: Tensor, labels: Tensor, offsets: list[i
 
 
 def assert_equal_to_hooks(teacher: nn.Module, size: int, offsets: list[int] = OFFSETS) -> FusedTeacher:
-    """Fuse a float64 teacher in the torch backend, compare loss and image gradient, and return it for its sites."""
+    """Fuse a float64 teacher (torch backend), compare loss and image gradient with hooks, and return it."""
     fused = FusedTeacher(teacher, FIRST_WEIGHT, backend="torch")
     images, labels = batch(size, offsets)
     loss, gradient = packed(fused, images, labels, offsets)

@@ -1,4 +1,4 @@
-"""adam_: torch.optim.Adam with clamping, on rows of a table, each at its own step."""
+"""adam_ equals torch.optim.Adam followed by clamping, on rows of a table that are at different steps."""
 
 from collections.abc import Iterator
 
@@ -16,12 +16,12 @@ SHAPES = [(4, 3, 1, 1), (5, 3, 7, 7), (1, 65, 2, 3), (3, 3, 20, 20)]  # the last
 
 
 class Tables:
-    """Images and moments [R, C, H, W] with the rows that take part, each with the number of its steps so far."""
+    """Images and moments [R, C, H, W], and the rows that are updated."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         draw = torch.Generator().manual_seed(3)
         self.images = torch.randn(shape, generator=draw, dtype=torch.float64).to(device, dtype)
-        self.first, self.second = torch.zeros_like(self.images), torch.zeros_like(self.images)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.images), torch.zeros_like(self.images)
         self.rows = torch.randperm(shape[0], generator=draw)[: max(1, shape[0] - 1)].to(device)
         self.low = -torch.rand(shape[1], generator=draw, dtype=torch.float64).to(device, dtype)
         self.high = torch.rand(shape[1], generator=draw, dtype=torch.float64).to(device, dtype)
@@ -30,10 +30,10 @@ class Tables:
 
     @property
     def state(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.images, self.first, self.second
+        return self.images, self.exp_avg, self.exp_avg_sq
 
     def steps(self, time: int) -> Tensor:
-        """The first row is at step `time`, counted from 1; the others are ten steps ahead."""
+        """Step `time` (1, 2, ...) of the first row; the others are ten steps ahead."""
         t = torch.full((len(self.rows),), time + 10.0, dtype=torch.float64)
         t[0] = time
         steps = torch.stack([LR / (1 - BETAS[0] ** t), (1 - BETAS[1] ** t).rsqrt()], 1)
@@ -44,8 +44,8 @@ class Tables:
         adam_(*self.state, gradient, self.rows.int(), steps, self.low, self.high, BETAS, EPSILON, backend=backend)
 
     def by_torch(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Images and moments after each step, by one torch.optim.Adam for each row."""
-        images, first, second = (tensor.clone() for tensor in self.state)
+        """Images and moments after each step, by one torch.optim.Adam per row."""
+        images, exp_avg, exp_avg_sq = (tensor.clone() for tensor in self.state)
         parts = [images[row].clone().requires_grad_() for row in self.rows]
         optimizers = [torch.optim.Adam([part], LR, BETAS, EPSILON) for part in parts]
         for i, (part, optimizer) in enumerate(zip(parts, optimizers, strict=True)):
@@ -58,8 +58,8 @@ class Tables:
                 optimizer.step()
                 part.data = part.data.clamp(self.low.view(-1, 1, 1), self.high.view(-1, 1, 1))
                 images[row] = part.detach()
-                first[row], second[row] = (optimizer.state[part][name] for name in ("exp_avg", "exp_avg_sq"))
-            yield images.clone(), first.clone(), second.clone()
+                exp_avg[row], exp_avg_sq[row] = (optimizer.state[part][name] for name in ("exp_avg", "exp_avg_sq"))
+            yield images.clone(), exp_avg.clone(), exp_avg_sq.clone()
 
     def double(self) -> "Tables":
         """The same numbers in float64."""
@@ -89,7 +89,7 @@ def test_no_worse_than_torch_s_adam(shape: tuple[int, ...], backend: Backend, de
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_other_rows_stay(backend: Backend, device: torch.device) -> None:
+def test_other_rows_do_not_change(backend: Backend, device: torch.device) -> None:
     tables = Tables((5, 3, 7, 7), torch.float32, device)
     (other,) = set(range(5)) - set(tables.rows.tolist())
     for tensor in tables.state:
@@ -100,7 +100,7 @@ def test_other_rows_stay(backend: Backend, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_does_not_depend_on_its_neighbours(backend: Backend, device: torch.device) -> None:
+def test_rows_are_independent(backend: Backend, device: torch.device) -> None:
     together, alone = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
     together.step(1, backend)
     rows, gradients, steps = alone.rows, alone.gradients[0], alone.steps(1)
@@ -117,13 +117,13 @@ def test_any_strides(what: str, backend: Backend, device: torch.device) -> None:
     tables, strided = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
     if what == "tables":
         strided.images = strided.images.contiguous(memory_format=torch.channels_last)
-        strided.second = strided.second.repeat_interleave(2, 0)[::2]
+        strided.exp_avg_sq = strided.exp_avg_sq.repeat_interleave(2, 0)[::2]
     else:
         strided.gradients = strided.gradients.transpose(3, 4).contiguous().transpose(3, 4)
         for name in ("rows", "low", "high"):
             setattr(strided, name, getattr(strided, name).repeat_interleave(2)[::2])
-    for each in (tables, strided):
-        each.step(1, backend)
+    for copy in (tables, strided):
+        copy.step(1, backend)
     torch.testing.assert_close(strided.state, tables.state)
 
 
@@ -132,13 +132,13 @@ def test_gradients_in_half_precision(backend: Backend, device: torch.device) -> 
     half, full = (Tables((5, 3, 7, 7), torch.float32, device) for _ in range(2))
     half.gradients = half.gradients.half()
     full.gradients = half.gradients.float()
-    for each in (half, full):
-        each.step(TIMES, backend)
+    for copy in (half, full):
+        copy.step(TIMES, backend)
     assert all(torch.equal(*pair) for pair in zip(half.state, full.state, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_gradient_that_is_not_a_number_shows(backend: Backend, device: torch.device) -> None:
+def test_nan_in_a_gradient_is_not_hidden(backend: Backend, device: torch.device) -> None:
     tables = Tables((5, 3, 7, 7), torch.float32, device)
     tables.gradients[0, 1, 2, 3, 4] = torch.nan
     tables.step(1, backend)
@@ -156,12 +156,12 @@ def test_registration(dtype: torch.dtype, device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("backend", "compiler"), [("torch", "aot_eager"), ("triton", "aot_eager"), ("triton", "inductor")]
 )
-def test_compiles_without_a_break(compiler: str, backend: Backend, device: torch.device) -> None:
+def test_compiles_into_one_graph(compiler: str, backend: Backend, device: torch.device) -> None:
     eager, compiled = (Tables((3, 2, 4, 4), torch.float32, device) for _ in range(2))
     given = eager.rows, eager.steps(1), eager.low, eager.high
 
-    def function(images: Tensor, first: Tensor, second: Tensor, gradient: Tensor) -> Tensor:
-        adam_(images, first, second, gradient.neg(), *given, BETAS, EPSILON, backend=backend)
+    def function(images: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor) -> Tensor:
+        adam_(images, exp_avg, exp_avg_sq, gradient.neg(), *given, BETAS, EPSILON, backend=backend)
         return images.square()
 
     expected = function(*eager.state, eager.gradients[0])
@@ -170,24 +170,24 @@ def test_compiles_without_a_break(compiler: str, backend: Backend, device: torch
     torch.testing.assert_close(compiled.state, eager.state)
 
 
-def test_types_and_shapes_are_checked(device: torch.device) -> None:
+def test_bad_arguments_are_rejected(device: torch.device) -> None:
     tables = Tables((5, 3, 7, 7), torch.float32, device)
 
     def step(**changed: Tensor) -> None:
-        names = "images", "first", "second", "rows", "low", "high"
+        names = "images", "exp_avg", "exp_avg_sq", "rows", "low", "high"
         given = {name: getattr(tables, name) for name in names} | {"gradient": tables.gradients[0]}
         adam_(**(given | {"steps": tables.steps(1)} | changed), betas=BETAS, epsilon=EPSILON)
 
     step()
     with pytest.raises(TypeError, match=r"images are torch\.float16; expected float32 or float64"):
         step(images=tables.images.half())
-    with pytest.raises(TypeError, match=r"second is torch\.float64; expected torch\.float32 as the images"):
-        step(second=tables.second.double())
-    with pytest.raises(ValueError, match=r"gradient has the shape \(3, 3, 7, 7\); expected \(4, 3, 7, 7\)"):
+    with pytest.raises(TypeError, match=r"exp_avg_sq is torch\.float64; expected torch\.float32, the images' type"):
+        step(exp_avg_sq=tables.exp_avg_sq.double())
+    with pytest.raises(ValueError, match=r"gradient has shape \(3, 3, 7, 7\); expected \(4, 3, 7, 7\)"):
         step(gradient=tables.gradients[0, 1:])
-    with pytest.raises(ValueError, match=r"steps has the shape \(4, 1\); expected \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"steps has shape \(4, 1\); expected \(4, 2\)"):
         step(steps=tables.steps(1)[:, :1])
-    with pytest.raises(ValueError, match=r"high has the shape \(2,\); expected \(3,\)"):
+    with pytest.raises(ValueError, match=r"high has shape \(2,\); expected \(3,\)"):
         step(high=tables.high[:2])
     with pytest.raises(ValueError, match=r"rows \(1, 4\); expected"):
         step(rows=tables.rows[None])

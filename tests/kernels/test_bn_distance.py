@@ -1,4 +1,4 @@
-"""Distance of statistics over all layers: values and gradients against float64, and what callers rely on."""
+"""bn_distance: values and gradients against float64, and what callers rely on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ BACKENDS: list[Backend] = ["torch", "triton"]
 
 @dataclass(frozen=True)
 class Layers:
-    """Inputs of BatchNorm layers [N, C, pixels] float64 less the running means, and running variances [C]."""
+    """Inputs of BatchNorm layers minus the running means, [N, C, pixels] float64, and running variances [C]."""
 
     inputs: tuple[Tensor, ...]
     variances: tuple[Tensor, ...]
@@ -55,7 +55,7 @@ LAYERS = [
 def hooks(
     sums: Sequence[Tensor], variances: Sequence[Tensor], pixels: Sequence[int], weights: Sequence[float], split: Any
 ) -> Tensor:
-    """The published loss of each segment, as one writes it."""
+    """The published loss of each segment, written directly."""
     distances = []
     for g, (a, b) in enumerate(pairwise(split)):
         distance = sums[0].new_zeros(())
@@ -71,7 +71,7 @@ def hooks(
 def results(
     run: Callable[..., Tensor], layers: Layers, offsets: Any, dtype: torch.dtype, device: torch.device
 ) -> list[Tensor]:
-    """Distances, then the gradients with respect to each layer's sums, of a sum with different factors."""
+    """Distances, then the gradients of their weighted sum with respect to each layer's sums."""
     sums = [x.to(device, dtype).requires_grad_() for x in layers.sums()]
     variances = [v.to(device, dtype) for v in layers.variances]
     distance = run(sums, variances, layers.pixels, layers.weights, offsets)
@@ -98,25 +98,25 @@ def test_values_and_gradients(layers: Layers, backend: Backend, dtype: torch.dty
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_the_distance_of_the_activations_statistics(backend: Backend) -> None:
     layers = LAYERS[1]
-    distance, each = bn_distance(
+    distance, unweighted = bn_distance(
         layers.sums(), layers.variances, layers.pixels, layers.weights, layers.offsets, backend=backend
     )
-    assert each.shape == (4, 4) and not each.requires_grad
+    assert unweighted.shape == (4, 4) and not unweighted.requires_grad
     for g, (a, b) in enumerate(pairwise(layers.split)):
-        for x, variance, found in zip(layers.inputs, layers.variances, each[:, g], strict=True):
+        for x, variance, found in zip(layers.inputs, layers.variances, unweighted[:, g], strict=True):
             if a == b:
                 assert found == 0
                 continue
             var, mean = torch.var_mean(x[a:b], (0, 2), correction=0)
             torch.testing.assert_close(found, (variance - var).norm() + mean.norm(), rtol=1e-12, atol=0)
     weights = torch.tensor(layers.weights, dtype=torch.float64)
-    torch.testing.assert_close(distance, weights @ each, rtol=1e-12, atol=0)
+    torch.testing.assert_close(distance, weights @ unweighted, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_gradient_where_a_norm_is_zero(backend: Backend, dtype: torch.dtype, device: torch.device) -> None:
-    """Segments: mean and variance as the teacher's; mean alone; none of its images."""
+    """Segments: mean and variance equal the teacher's; only the mean does; empty."""
     sums = torch.tensor([[[0.0, 0.0], [8.0, 4.0]], [[0.0, 0.0], [8.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])
     sums = sums.to(device, dtype).requires_grad_()
     variance = torch.tensor([2.0, 1.0], device=device, dtype=dtype)
@@ -127,7 +127,7 @@ def test_no_gradient_where_a_norm_is_zero(backend: Backend, dtype: torch.dtype, 
     assert gradient.tolist() == [[[0, 0], [0, 0]], [[0, 0], [0, 0.75]], [[0, 0], [0, 0]]]
 
 
-def test_a_segment_does_not_depend_on_the_others(device: torch.device) -> None:
+def test_segments_are_independent(device: torch.device) -> None:
     layers = LAYERS[1]
     run = lambda *given: bn_distance(*given, backend="triton")[0]  # noqa: E731
     alone = results(run, layers, layers.offsets.to(device), torch.float32, device)
@@ -142,7 +142,7 @@ def test_a_segment_does_not_depend_on_the_others(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_operators_keep_torchs_rules(dtype: torch.dtype, device: torch.device) -> None:
+def test_registration(dtype: torch.dtype, device: torch.device) -> None:
     layers = LAYERS[1]
     channels = [x.shape[1] for x in layers.inputs]
     flat = torch.cat([x.flatten() for x in layers.sums()]).to(device, dtype).requires_grad_()
@@ -174,7 +174,7 @@ def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
 
 
-def test_sums_that_do_not_lie_in_a_row(device: torch.device) -> None:
+def test_strided_sums(device: torch.device) -> None:
     layers = LAYERS[0]
     sums = [x.to(device).transpose(1, 2).contiguous().transpose(1, 2) for x in layers.sums()]
     assert not sums[0].is_contiguous()
@@ -183,11 +183,11 @@ def test_sums_that_do_not_lie_in_a_row(device: torch.device) -> None:
     torch.testing.assert_close(by_triton, by_torch, rtol=1e-12, atol=0)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_bad_arguments_are_rejected() -> None:
     sums, variance, offsets = torch.zeros(1, 2, 3), torch.ones(3), torch.tensor([0, 1], dtype=torch.int32)
     with pytest.raises(ValueError, match="0 sums"):
         bn_distance([], [], [], [], offsets)
     with pytest.raises(ValueError, match="1 sums, 1 variances, 1 pixels and 2 weights"):
         bn_distance([sums], [variance], [4], [1.0, 1.0], offsets)
-    with pytest.raises(ValueError, match=r"sums 0 have shape \[1, 2, 3\]; expected \[1, 2, 4\]"):
+    with pytest.raises(ValueError, match=r"sums\[0\] has shape \[1, 2, 3\]; expected \[1, 2, 4\]"):
         bn_distance([sums], [torch.ones(4)], [4], [1.0], offsets)

@@ -1,13 +1,9 @@
-"""BatchNorm, ReLU and max pooling with statistics: values and gradients against float64, and what callers rely on."""
+"""bn_relu_maxpool: values and gradients against float64, and what callers rely on."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from helpers.tolerance import assert_no_worse
 from torch import Tensor
-from triton.backends import backends
 
-from delt_kernels.bn_relu_maxpool import stem_stats
+from delt_kernels.bn_relu_maxpool import bn_relu_maxpool
 from delt_kernels.dispatch import Backend
 
 BACKENDS: list[Backend] = ["torch", "triton"]
@@ -35,7 +30,7 @@ TYPED += [(*shape, dtype) for shape in SHAPES[:2] for dtype in (torch.float16, t
 
 @dataclass(frozen=True)
 class Case:
-    """A call of the operator, and gradients of its outputs, on the CPU."""
+    """Arguments of the operator and gradients of its outputs, on the CPU."""
 
     x: Tensor
     scale: Tensor
@@ -65,7 +60,7 @@ class Case:
 
 
 def published(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """PyTorch's own composition in the type of x; sums in float32, or float64."""
+    """PyTorch's own operators in the type of x; sums in float32, float64 for float64."""
     half = torch.full_like(mean, 0.5)  # variance + eps = 1
     z = F.relu(F.batch_norm(x, mean, half, scale, shift, eps=0.5))
     wide = x if x.dtype == torch.float64 else x.float()
@@ -93,8 +88,8 @@ def results(
     return [pooled.detach(), sums.detach(), gradient_x]
 
 
-def form_of(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
-    return partial(stem_stats, backend=backend)
+def operator_with(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    return partial(bn_relu_maxpool, backend=backend)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -105,7 +100,7 @@ def test_values_and_gradients(
     shape: Any, split: Any, dtype: torch.dtype, layout: Any, backend: Backend, device: torch.device
 ) -> None:
     case = Case.draw(shape, split, layout, dtype)
-    ours, theirs = (results(run, case, device) for run in (form_of(backend), published))
+    ours, theirs = (results(run, case, device) for run in (operator_with(backend), published))
     exact = results(published, case, device, torch.float64)
     for one, other, true in zip(ours, theirs, exact, strict=True):
         assert_no_worse(one, other, true)
@@ -119,14 +114,14 @@ def test_values_and_gradients(
 def test_float64(shape: Any, split: Any, layout: Any, backend: Backend, device: torch.device) -> None:
     case = Case.draw(shape, split, layout, torch.float64)
     exact = results(published, case, device, torch.float64)
-    for one, true in zip(results(form_of(backend), case, device, torch.float64), exact, strict=True):
+    for one, true in zip(results(operator_with(backend), case, device, torch.float64), exact, strict=True):
         torch.testing.assert_close(one, true, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", [CL, NCHW])
-def test_of_equal_values_the_first_gets_the_gradient(layout: Any, backend: Backend, device: torch.device) -> None:
-    """Small whole numbers: everything is exact, and most windows hold their greatest value more than once."""
+def test_first_of_equal_values_gets_the_gradient(layout: Any, backend: Backend, device: torch.device) -> None:
+    """With small integers everything is exact, and most windows contain their maximum more than once."""
     random = torch.Generator().manual_seed(0)
     x, gradient = torch.randint(-2, 3, (2, 4, 9, 10), generator=random), torch.randint(-8, 9, (2, 4, 5, 5))
     scale, shift, mean = torch.tensor([[1, -1, 2, 1], [0, 0, 1, -3], [0, 1, 0, 0]])
@@ -134,46 +129,46 @@ def test_of_equal_values_the_first_gets_the_gradient(layout: Any, backend: Backe
         x.float().contiguous(memory_format=layout), scale.float(), shift.float(), mean.float(), (0, 1, 2),
         gradient.float(), torch.zeros(2, 2, 4),
     )  # fmt: skip
-    for one, other in zip(results(form_of(backend), case, device), results(published, case, "cpu"), strict=True):
+    for one, other in zip(results(operator_with(backend), case, device), results(published, case, "cpu"), strict=True):
         assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.parametrize("layout", [CL, NCHW])
-def test_a_segment_does_not_depend_on_the_others(layout: Any, device: torch.device) -> None:
+def test_segments_are_independent(layout: Any, device: torch.device) -> None:
     case = Case.draw((4, 5, 7, 6), (0, 1, 3, 4), layout)
-    alone, again = (results(form_of("triton"), case, device) for _ in range(2))
+    alone, again = (results(operator_with("triton"), case, device) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(alone, again, strict=True))
     other = Case.draw((4, 5, 7, 6), (0, 2, 4, 4), layout)
     other.x[2:] = case.x[1:3]
     other.gradient[2:] = case.gradient[1:3]
-    moved = results(form_of("triton"), other, device)
+    moved = results(operator_with("triton"), other, device)
     assert torch.equal(moved[0][2:], alone[0][1:3])
     assert torch.equal(moved[1][1], alone[1][1])
     assert torch.equal(moved[2][2:], alone[2][1:3])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_inputs_that_do_not_lie_in_a_row(backend: Backend, device: torch.device) -> None:
+def test_strided_inputs(backend: Backend, device: torch.device) -> None:
     drawn = Case.draw((2, 3, 10, 7), (0, 1, 2), NCHW)
     case = replace(drawn, x=drawn.x[:, :, ::2].mT, gradient=drawn.gradient[:, :, 1:4].mT)
     assert not case.x.is_contiguous() and not case.x.is_contiguous(memory_format=CL)
-    for one, other in zip(results(form_of(backend), case, device), results(published, case, device), strict=True):
+    for one, other in zip(results(operator_with(backend), case, device), results(published, case, device), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("layout", "dtype"), [(CL, torch.float32), (CL, torch.float64), (NCHW, torch.float64)])
-def test_operators_keep_torchs_rules(layout: Any, dtype: torch.dtype, device: torch.device) -> None:
+def test_registration(layout: Any, dtype: torch.dtype, device: torch.device) -> None:
     case = Case.draw((2, 3, 3, 4), (0, 1, 2), layout, dtype)
     x = case.x.to(device).requires_grad_()
     scale, shift, mean = (tensor.to(device) for tensor in (case.scale, case.shift, case.mean))
     offsets = torch.tensor(case.split, dtype=torch.int32, device=device)
     given = x, scale, shift, mean, offsets
-    torch.library.opcheck(torch.ops.delt.stem_stats.default, given)
-    pooled, sums, taps = torch.ops.delt.stem_stats(*given)
+    torch.library.opcheck(torch.ops.delt.bn_relu_maxpool.default, given)
+    pooled, sums, taps = torch.ops.delt.bn_relu_maxpool(*given)
     gradients = case.gradient.to(device), case.gradient_sums.to(device, sums.dtype)
     assert pooled.shape == case.gradient.shape
     torch.library.opcheck(
-        torch.ops.delt.stem_stats_backward.default, (*gradients, x.detach(), taps, scale, mean, offsets)
+        torch.ops.delt.bn_relu_maxpool_backward.default, (*gradients, x.detach(), taps, scale, mean, offsets)
     )
 
 
@@ -181,7 +176,7 @@ def test_operators_keep_torchs_rules(layout: Any, dtype: torch.dtype, device: to
 def test_gradcheck(backend: Backend) -> None:
     case = Case.draw((2, 2, 3, 4), (0, 1, 2), CL, torch.float64)
     rest = *(t.double() for t in (case.scale, case.shift, case.mean)), torch.tensor(case.split, dtype=torch.int32)
-    assert torch.autograd.gradcheck(lambda x: form_of(backend)(x, *rest), case.x.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: operator_with(backend)(x, *rest), case.x.requires_grad_())
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -189,7 +184,7 @@ def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
     case = Case.draw((2, 4, 6, 5), (0, 1, 2))
 
     def run(*given: Any) -> tuple[Tensor, Tensor]:
-        pooled, sums = stem_stats(*given, backend="triton")
+        pooled, sums = bn_relu_maxpool(*given, backend="triton")
         return pooled * 2, sums
 
     compiled = results(torch.compile(run, fullgraph=True, backend=compiler), case, device)
@@ -197,73 +192,18 @@ def test_compiles_into_one_graph(compiler: str, device: torch.device) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
-# In a process of its own, since in the interpreter nothing is compiled.
-LOWER = """
-import re, subprocess
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from delt_kernels import bn_distance as head, bn_relu_maxpool_kernels as stem_kernels, segments
-
-def lower(kernel, constants, warps):
-    names = [parameter.name for parameter in kernel.params]
-    kinds = {"x_ptr": "*bf16", "pooled_ptr": "*bf16", "gradient_x_ptr": "*bf16", "taps_ptr": "*u8", "G": "i32"}
-    kinds |= {"offsets_ptr": "*i32"}
-    kinds |= {"gradient_ptr": "*bf16"} if "taps_ptr" in names else {}
-    signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in names}
-    values = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name.endswith("_ptr")}
-    target = GPUTarget("cuda", 90, 32)
-    made = triton.compile(ASTSource(kernel, signature, values, aligned), target=target, options={"num_warps": warps})
-    with open("kernel.cubin", "wb") as file:
-        file.write(made.asm["cubin"])
-    tool = triton.knobs.nvidia.cuobjdump.path
-    usage = subprocess.run([tool, "--dump-resource-usage", "kernel.cubin"], capture_output=True, text=True, check=True)
-    print(kernel.fn.__name__, re.search(r"STACK:(\\d+)", usage.stdout)[1], "ld.global.v4" in made.asm["ptx"])
-
-for innermost in (True, False):
-    choose = segments.Tiles.channels_last if innermost else segments.Tiles.planes
-    tiles = choose(100, 64, 56 * 56, 8)
-    constants = dict(
-        C=64, H=112, W=112, UNIT=tiles.unit, CHUNK=tiles.chunk, CHANNELS_LAST=innermost, BLOCK_R=tiles.block_rows,
-        BLOCK_C=tiles.block_channels, GP=tiles.segments,
-    )
-    lower(stem_kernels.stem_forward, constants, tiles.warps)
-    lower(stem_kernels.stem_backward, constants, tiles.warps)
-channels = (64, 256, 2048)
-layers = dict(STARTS=(0, 64, 320), CHANNELS=channels, PIXELS=(49, 49, 49), WEIGHTS=(10.0, 1.0, 1.0), BLOCK=2048)
-lower(head._forward, layers, head.WARPS)
-lower(head._backward, dict(STARTS=(0, 64, 320), CHANNELS=channels, BLOCK=4096), head.WARPS)
-"""
-
-
-@pytest.mark.skipif("nvidia" not in backends, reason="this Triton compiles for no NVIDIA GPU")
-def test_kernels_of_stem_and_head_lower_for_hopper(tmp_path: Path) -> None:
-    """Compiled for a GPU that need not be there: no register is spilled, and loads are 16 bytes wide."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache")}
-    process = subprocess.run(
-        [sys.executable, "-c", LOWER], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    rows = [line.split() for line in process.stdout.splitlines()]
-    assert [row[0] for row in rows] == ["stem_forward", "stem_backward"] * 2 + ["_forward", "_backward"]
-    assert {row[1] for row in rows} == {"0"}, rows
-    # All but those of the stem in NCHW, which reads every second pixel.
-    assert all(row[2] == "True" for row in rows[:2] + rows[4:]), rows
-
-
 @pytest.mark.parametrize(
     ("name", "wrong", "message"),
     [
         ("x", torch.zeros(3, 4, 5), r"x is torch.float32 \[3, 4, 5\]; expected a float tensor \[N, C, H, W\]"),
         ("mean", torch.zeros(5), r"mean is torch.float32 \[5\]; expected float \[3\]"),
-        ("shift", torch.ones(3, device="meta"), "x is on cpu, another argument on meta; expected one device"),
+        ("shift", torch.ones(3, device="meta"), "x is on cpu, shift on meta; expected one device"),
         ("offsets", torch.tensor([0, 2]), r"offsets is torch.int64 \[2\]; expected int32 \[segments \+ 1\]"),
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, wrong: Tensor, message: str) -> None:
+def test_bad_arguments_are_rejected(name: str, wrong: Tensor, message: str) -> None:
     channels = torch.ones(3)
     given = {"x": torch.zeros(2, 3, 4, 5), "scale": channels, "shift": channels, "mean": channels}
     given["offsets"] = torch.tensor([0, 2], dtype=torch.int32)
     with pytest.raises(ValueError, match=message):
-        stem_stats(**given | {name: wrong})
+        bn_relu_maxpool(**given | {name: wrong})

@@ -1,4 +1,4 @@
-"""BatchNorm with statistics: values and gradients against float64, and all that callers rely on."""
+"""bn_stats: values and gradients against float64, and what callers rely on."""
 
 from typing import Any
 
@@ -64,12 +64,12 @@ def test_values_and_gradients(case: Case, backend: Any, device: torch.device) ->
 def test_gradients_of_both_consumers(case: Case, backend: Any, device: torch.device) -> None:
     arguments, gradient, gradient_sums = draw(case, device)
     exact_arguments = arguments.in_float64()
-    y, again, sums = bn_stats_fork(*arguments, backend=backend)
-    assert torch.equal(y, again) and y.data_ptr() == again.data_ptr()
+    y, y2, sums = bn_stats_fork(*arguments, backend=backend)
+    assert torch.equal(y, y2) and y.data_ptr() == y2.data_ptr()
     weights = [gradient, gradient.flip(0), gradient_sums]
     expected, exact = published(*arguments), published(*exact_arguments)
     triples = zip(
-        gradients([y, again, sums], weights, arguments),
+        gradients([y, y2, sums], weights, arguments),
         gradients([expected[0], *expected], weights, arguments),
         gradients([exact[0], *exact], weights, exact_arguments),
         strict=True,
@@ -80,7 +80,7 @@ def test_gradients_of_both_consumers(case: Case, backend: Any, device: torch.dev
 
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (1, 2)], ids=str)
 @pytest.mark.parametrize("relu", [True, False])
-def test_outputs_that_nobody_uses(relu: bool, used: tuple[int, ...], device: torch.device) -> None:
+def test_unused_outputs(relu: bool, used: tuple[int, ...], device: torch.device) -> None:
     arguments, gradient, gradient_sums = draw(Case((3, 8, 3, 3), (0, 1, 3), residual=F32, relu=relu), device)
     weights = [gradient, gradient.flip(0), gradient_sums]
     found = []
@@ -92,7 +92,7 @@ def test_outputs_that_nobody_uses(relu: bool, used: tuple[int, ...], device: tor
 
 
 @pytest.mark.parametrize("wanted", ["x", "residual"])
-def test_one_gradient_alone(wanted: str, device: torch.device) -> None:
+def test_only_one_gradient_is_needed(wanted: str, device: torch.device) -> None:
     arguments, gradient, gradient_sums = draw(Case((3, 8, 3, 3), (0, 1, 3), residual=F32), device)
     both = gradients([*bn_stats(*arguments, backend="triton")], [gradient, gradient_sums], arguments)
     detached = arguments._replace(**{wanted: getattr(arguments, wanted).detach()})
@@ -116,21 +116,21 @@ def test_gradient_in_float64(backend: Any, relu: bool, device: torch.device) -> 
 
 
 @pytest.mark.parametrize("layout", [CL, NCHW])
-def test_a_segment_does_not_see_its_neighbours(layout: torch.memory_format, device: torch.device) -> None:
-    """Bit for bit, wherever the segment lies in the batch; a NaN elsewhere stays there."""
+def test_segments_are_independent(layout: torch.memory_format, device: torch.device) -> None:
+    """Bitwise, at any place in the batch; a NaN stays in its segment."""
     arguments, gradient, gradient_sums = draw(Case((3, 64, 6, 6), (0, 3), layout, residual=F32), device)
     found = []
     for before in (0, 0, 2):
         offsets = torch.tensor([0, before, before + 3, 5], dtype=torch.int32, device=device)
-        among = [
+        surrounded = [
             torch.full((5, *tensor.shape[1:]), torch.nan, device=device).contiguous(memory_format=layout)
             for tensor in (arguments.x, arguments.residual, gradient)
             if tensor is not None
         ]
-        for batch, tensor in zip(among, (arguments.x, arguments.residual, gradient), strict=True):
+        for batch, tensor in zip(surrounded, (arguments.x, arguments.residual, gradient), strict=True):
             assert tensor is not None
             batch[before : before + 3] = tensor.detach()
-        x, residual, weight = among
+        x, residual, weight = surrounded
         moved = arguments._replace(x=x.requires_grad_(), offsets=offsets, residual=residual.requires_grad_())
         y, sums = bn_stats(*moved, backend="triton")
         gs = torch.autograd.grad([y, sums], [x, residual], [weight, gradient_sums.expand(3, 2, 64)])
@@ -161,7 +161,7 @@ def test_mixed_layouts(device: torch.device) -> None:
 
 
 def test_sums_of_a_mean_far_from_zero(device: torch.device) -> None:
-    """The variance survives a mean of 300 deviations in float32."""
+    """The variance is accurate in float32 with a mean of 300 standard deviations."""
     arguments, *_ = draw(Case((8, 8, 8, 8), (0, 8)), device)
     x = arguments.x.detach() + 450.0
     _, sums = bn_stats(*arguments._replace(x=x, mean=arguments.mean + 450.0), backend="triton")
@@ -170,7 +170,7 @@ def test_sums_of_a_mean_far_from_zero(device: torch.device) -> None:
     torch.testing.assert_close((square - delta**2).double(), exact, rtol=1e-5, atol=0)
 
 
-def test_nan_passes_the_relu(device: torch.device) -> None:
+def test_relu_keeps_nan(device: torch.device) -> None:
     arguments, *_ = draw(Case((1, 8, 1, 2), (0, 1)), device)
     x = arguments.x.detach().clone()
     x[0, 3, 0, 1] = torch.nan
@@ -186,15 +186,15 @@ def test_registration(layout: torch.memory_format, residual: bool, dtype: torch.
     arguments, gradient, gradient_sums = draw(case, device)
     torch.library.opcheck(torch.ops.delt.bn_stats, tuple(arguments))
     x, *tables, other, relu = (a.detach() if isinstance(a, Tensor) else a for a in arguments)
-    for again in (None, gradient):
+    for grad_y2 in (None, gradient):
         rest = (x, *tables, other, None, relu, dtype if residual else None)
-        torch.library.opcheck(torch.ops.delt.bn_stats_backward, (gradient, again, gradient_sums.to(dtype), *rest))
+        torch.library.opcheck(torch.ops.delt.bn_stats_backward, (gradient, grad_y2, gradient_sums.to(dtype), *rest))
 
 
 @pytest.mark.parametrize(
     ("compiler", "backend"), [("aot_eager", "torch"), ("aot_eager", "triton"), ("inductor", "triton")]
 )
-def test_one_graph_when_compiled(compiler: str, backend: Any, device: torch.device) -> None:
+def test_compiles_into_one_graph(compiler: str, backend: Any, device: torch.device) -> None:
     arguments, gradient, gradient_sums = draw(Case((3, 8, 3, 3), (0, 1, 3), residual=F32), device)
     compiled = torch.compile(bn_stats_fork, fullgraph=True, backend=compiler)
     found, expected = compiled(*arguments, backend=backend), bn_stats_fork(*arguments, backend=backend)
@@ -205,7 +205,7 @@ def test_one_graph_when_compiled(compiler: str, backend: Any, device: torch.devi
 
 
 def test_under_autocast(device: torch.device) -> None:
-    """A convolution's half-precision output, a residual in float32."""
+    """With a convolution's output in half precision and a residual in float32."""
     arguments, *_ = draw(Case((2, 8, 4, 4), (0, 1, 2), residual=F32), device)
     with torch.autocast(device.type, BF16):
         x = F.conv2d(arguments.x, torch.eye(8, device=device)[:, :, None, None])
@@ -250,7 +250,7 @@ def test_a_cuda_graph_follows_the_offsets(layout: torch.memory_format) -> None:
         ({"shift": torch.zeros(8, device="meta")}, "x is on cpu, shift on meta"),
     ],
 )
-def test_arguments_that_do_not_fit(wrong: dict[str, Tensor], message: str) -> None:
+def test_bad_arguments_are_rejected(wrong: dict[str, Tensor], message: str) -> None:
     arguments, *_ = draw(Case((2, 8, 4, 4), (0, 2), residual=F32), torch.device("cpu"))
     for operator in (bn_stats, bn_stats_fork):
         with pytest.raises(ValueError, match=message):

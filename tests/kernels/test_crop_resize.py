@@ -1,4 +1,4 @@
-"""crop_resize: torchvision's crop, resize, flip and roll, in every backend, type, layout and place in the batch."""
+"""crop_resize equals torchvision's crop, resize, flip and roll with both backends, in all types and layouts."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Case:
     sizes: tuple[int, ...]
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """views, rows (not in order), offsets."""
+        """views, rows (shuffled), offsets."""
         views = [[*view.window, int(view.mirrored), *view.roll, 0] for view in self.views]
         rows = torch.randperm(ROWS, generator=torch.Generator().manual_seed(5))[: sum(self.sizes)]
         offsets = torch.tensor((0, *self.sizes)).cumsum(0)
@@ -36,7 +36,7 @@ class Case:
     def images(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return self._noise(ROWS).to(device, dtype).requires_grad_()
 
-    def slope(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def gradient_out(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         return self._noise(sum(self.sizes)).to(device, dtype)
 
     def _noise(self, images: int) -> Tensor:
@@ -76,12 +76,12 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def by_torchvision(case: Case, images: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+def by_torchvision(case: Case, images: Tensor, gradient_out: Tensor) -> tuple[Tensor, Tensor]:
     """Result and gradient of the images."""
     images, rows = images.detach().requires_grad_(), case.tables(images.device)[1]
     parts = images.index_select(0, rows).split(case.sizes)
-    seen = torch.cat([augment(part, view) for part, view in zip(parts, case.views, strict=True)])
-    return seen.detach(), torch.autograd.grad(seen, images, slope)[0]
+    augmented = torch.cat([augment(part, view) for part, view in zip(parts, case.views, strict=True)])
+    return augmented.detach(), torch.autograd.grad(augmented, images, gradient_out)[0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -89,24 +89,24 @@ def by_torchvision(case: Case, images: Tensor, slope: Tensor) -> tuple[Tensor, T
 @pytest.mark.usefixtures("poisoned")
 def test_no_worse_than_torchvision(case: Case, dtype: torch.dtype, backend: Backend, device: torch.device) -> None:
     views, rows, offsets = case.tables(device)
-    images, slope = case.images(dtype, device).detach(), case.slope(dtype, device)
-    seen = crop_resize(images, views, rows, offsets, backend=backend)
-    packed = crop_resize_backward(slope, views, offsets, backend=backend)
-    assert seen.is_contiguous(memory_format=torch.channels_last)
+    images, gradient_out = case.images(dtype, device).detach(), case.gradient_out(dtype, device)
+    augmented = crop_resize(images, views, rows, offsets, backend=backend)
+    packed = crop_resize_backward(gradient_out, views, offsets, backend=backend)
+    assert augmented.is_contiguous(memory_format=torch.channels_last)
     assert packed.is_contiguous() and packed.dtype == torch.float32
-    theirs, gradient = by_torchvision(case, images, slope)
-    exact, exact_gradient = by_torchvision(case, images.double(), slope.double())
-    assert_no_worse(seen, theirs, exact)
+    theirs, gradient = by_torchvision(case, images, gradient_out)
+    exact, exact_gradient = by_torchvision(case, images.double(), gradient_out.double())
+    assert_no_worse(augmented, theirs, exact)
     assert_no_worse(packed.to(dtype), gradient.index_select(0, rows), exact_gradient.index_select(0, rows))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_torchvision_in_float64(case: Case, backend: Backend, device: torch.device) -> None:
-    images, slope = case.images(torch.float64, device), case.slope(torch.float64, device)
-    seen = crop_resize(images, *case.tables(device), backend=backend)
-    (gradient,) = torch.autograd.grad(seen, images, slope)
-    theirs, their_gradient = by_torchvision(case, images, slope)
-    torch.testing.assert_close(seen, theirs, rtol=1e-12, atol=1e-12)
+    images, gradient_out = case.images(torch.float64, device), case.gradient_out(torch.float64, device)
+    augmented = crop_resize(images, *case.tables(device), backend=backend)
+    (gradient,) = torch.autograd.grad(augmented, images, gradient_out)
+    theirs, their_gradient = by_torchvision(case, images, gradient_out)
+    torch.testing.assert_close(augmented, theirs, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, their_gradient, rtol=1e-12, atol=1e-12)
 
 
@@ -114,7 +114,7 @@ def test_is_torchvision_in_float64(case: Case, backend: Backend, device: torch.d
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "transposed"])
 @pytest.mark.usefixtures("poisoned")
 def test_any_strides(layout: str, backend: Backend, device: torch.device) -> None:
-    def laid(tensor: Tensor) -> Tensor:
+    def relaid(tensor: Tensor) -> Tensor:
         if layout == "channels_last":
             return tensor.contiguous(memory_format=torch.channels_last)
         if layout == "transposed":
@@ -123,39 +123,43 @@ def test_any_strides(layout: str, backend: Backend, device: torch.device) -> Non
 
     case = SMALL
     views, rows, offsets = case.tables(device)
-    images, slope = case.images(torch.float32, device).detach(), case.slope(torch.float32, device)
-    seen = crop_resize(images, views, rows, offsets, backend=backend)
-    gradient = crop_resize_backward(slope, views, offsets, backend=backend)
-    wide = views.repeat_interleave(2, 1)[:, ::2], rows.repeat_interleave(2)[::2], offsets.repeat_interleave(2)[::2]
-    torch.testing.assert_close(crop_resize(laid(images), *wide, backend=backend), seen)
-    torch.testing.assert_close(crop_resize_backward(laid(slope), wide[0], wide[2], backend=backend), gradient)
+    images, gradient_out = case.images(torch.float32, device).detach(), case.gradient_out(torch.float32, device)
+    augmented = crop_resize(images, views, rows, offsets, backend=backend)
+    gradient = crop_resize_backward(gradient_out, views, offsets, backend=backend)
+    strided = views.repeat_interleave(2, 1)[:, ::2], rows.repeat_interleave(2)[::2], offsets.repeat_interleave(2)[::2]
+    torch.testing.assert_close(crop_resize(relaid(images), *strided, backend=backend), augmented)
+    torch.testing.assert_close(
+        crop_resize_backward(relaid(gradient_out), strided[0], strided[2], backend=backend), gradient
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_result_has_the_type_asked_for(backend: Backend, device: torch.device) -> None:
+def test_dtype_of_the_result(backend: Backend, device: torch.device) -> None:
     case = SMALL
     tables, images = case.tables(device), case.images(torch.float32, device)
     half = crop_resize(images, *tables, dtype=torch.float16, backend=backend)
     assert half.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(half, crop_resize(images, *tables, backend=backend).half())
-    (gradient,) = torch.autograd.grad(half, images, case.slope(torch.float16, device))
+    (gradient,) = torch.autograd.grad(half, images, case.gradient_out(torch.float16, device))
     assert gradient.dtype == torch.float32
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_image_does_not_depend_on_its_neighbours(backend: Backend, device: torch.device) -> None:
+def test_images_are_independent(backend: Backend, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
-    images, slope = case.images(torch.float32, device).detach(), case.slope(torch.float32, device)
-    seen = crop_resize(images, views, rows, offsets, backend=backend)
-    packed = crop_resize_backward(slope, views, offsets, backend=backend)
-    assert torch.equal(seen, crop_resize(images, views, rows, offsets, backend=backend))
-    assert torch.equal(packed, crop_resize_backward(slope, views, offsets, backend=backend))
+    images, gradient_out = case.images(torch.float32, device).detach(), case.gradient_out(torch.float32, device)
+    augmented = crop_resize(images, views, rows, offsets, backend=backend)
+    packed = crop_resize_backward(gradient_out, views, offsets, backend=backend)
+    assert torch.equal(augmented, crop_resize(images, views, rows, offsets, backend=backend))
+    assert torch.equal(packed, crop_resize_backward(gradient_out, views, offsets, backend=backend))
     for segment, (first, end) in enumerate(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)):
         alone = torch.tensor([0, end - first], dtype=torch.int32, device=device)
         view = views[segment : segment + 1]
-        assert torch.equal(seen[first:end], crop_resize(images, view, rows[first:end], alone, backend=backend))
-        assert torch.equal(packed[first:end], crop_resize_backward(slope[first:end], view, alone, backend=backend))
+        assert torch.equal(augmented[first:end], crop_resize(images, view, rows[first:end], alone, backend=backend))
+        assert torch.equal(
+            packed[first:end], crop_resize_backward(gradient_out[first:end], view, alone, backend=backend)
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -163,34 +167,34 @@ def test_gradients_of_an_image_packed_twice_add_up(backend: Backend, device: tor
     case = SMALL
     views, rows, offsets = case.tables(device)
     rows[1] = rows[0]
-    images, slope = case.images(torch.float32, device), case.slope(torch.float32, device)
-    seen = crop_resize(images, views, rows, offsets, backend=backend)
-    (gradient,) = torch.autograd.grad(seen, images, slope)
-    packed = crop_resize_backward(slope, views, offsets, backend=backend)
+    images, gradient_out = case.images(torch.float32, device), case.gradient_out(torch.float32, device)
+    augmented = crop_resize(images, views, rows, offsets, backend=backend)
+    (gradient,) = torch.autograd.grad(augmented, images, gradient_out)
+    packed = crop_resize_backward(gradient_out, views, offsets, backend=backend)
     torch.testing.assert_close(gradient[rows[0]], packed[0] + packed[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_autocast_does_not_touch_it(backend: Backend, device: torch.device) -> None:
+def test_autocast_has_no_effect(backend: Backend, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
-    images, slope = case.images(torch.float32, device).detach(), case.slope(torch.float32, device)
-    seen, packed = (
+    images, gradient_out = case.images(torch.float32, device).detach(), case.gradient_out(torch.float32, device)
+    augmented, packed = (
         crop_resize(images, views, rows, offsets, backend=backend),
-        crop_resize_backward(slope, views, offsets, backend=backend),
+        crop_resize_backward(gradient_out, views, offsets, backend=backend),
     )
     with torch.autocast(device.type, dtype=torch.bfloat16):
-        assert torch.equal(seen, crop_resize(images, views, rows, offsets, backend=backend))
-        assert torch.equal(packed, crop_resize_backward(slope, views, offsets, backend=backend))
+        assert torch.equal(augmented, crop_resize(images, views, rows, offsets, backend=backend))
+        assert torch.equal(packed, crop_resize_backward(gradient_out, views, offsets, backend=backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_registration(dtype: torch.dtype, device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
-    images, slope = case.images(dtype, device), case.slope(dtype, device)
+    images, gradient_out = case.images(dtype, device), case.gradient_out(dtype, device)
     torch.library.opcheck(torch.ops.delt.crop_resize.default, (images, views, rows, offsets, torch.float16))
-    torch.library.opcheck(torch.ops.delt.crop_resize_backward.default, (slope, views, offsets))
+    torch.library.opcheck(torch.ops.delt.crop_resize_backward.default, (gradient_out, views, offsets))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -203,34 +207,34 @@ def test_gradcheck(backend: Backend, device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("backend", "compiler"), [("torch", "aot_eager"), ("triton", "aot_eager"), ("triton", "inductor")]
 )
-def test_compiles_without_a_break(compiler: str, backend: Backend, device: torch.device) -> None:
+def test_compiles_into_one_graph(compiler: str, backend: Backend, device: torch.device) -> None:
     case = SMALL
     tables, images = case.tables(device), case.images(torch.float32, device)
-    slope = case.slope(torch.float32, device)
+    gradient_out = case.gradient_out(torch.float32, device)
 
     def function(images: Tensor) -> Tensor:
         return crop_resize(images, *tables, backend=backend).square()
 
     expected = function(images)
-    seen = torch.compile(function, fullgraph=True, backend=compiler)(images)
-    torch.testing.assert_close(seen, expected)
-    gradients = (torch.autograd.grad(result, images, slope)[0] for result in (seen, expected))
+    augmented = torch.compile(function, fullgraph=True, backend=compiler)(images)
+    torch.testing.assert_close(augmented, expected)
+    gradients = (torch.autograd.grad(result, images, gradient_out)[0] for result in (augmented, expected))
     torch.testing.assert_close(*gradients)
 
 
-def test_shapes_are_checked(device: torch.device) -> None:
+def test_bad_arguments_are_rejected(device: torch.device) -> None:
     case = SMALL
     views, rows, offsets = case.tables(device)
     images = case.images(torch.float32, device)
-    with pytest.raises(ValueError, match=r"expected float images \[R, C, S, S\]"):
+    with pytest.raises(ValueError, match=r"expected float \[R, C, S, S\]"):
         crop_resize(images[..., 1:], views, rows, offsets)
-    with pytest.raises(ValueError, match=r"given torch\.uint8 \(6, 2, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"images is torch\.uint8 \[6, 2, 3, 3\]"):
         crop_resize(images.detach().byte(), views, rows, offsets)
     with pytest.raises(ValueError, match=r"expected \[G, 8\] and \[G \+ 1\]"):
         crop_resize(images, views[:2], rows, offsets)
     with pytest.raises(ValueError, match=r"expected \[G, 8\]"):
         crop_resize(images, views[:, :7], rows, offsets)
-    with pytest.raises(ValueError, match=r"rows have the shape \(1, 3\); expected \[N\]"):
+    with pytest.raises(ValueError, match=r"rows has shape \[1, 3\]; expected \[N\]"):
         crop_resize(images, views, rows[None], offsets)
-    with pytest.raises(ValueError, match="expected float gradient"):
+    with pytest.raises(ValueError, match=r"gradient is .*expected float \[N"):
         crop_resize_backward(images[0], views, offsets)

@@ -6,19 +6,19 @@ import torch
 from delt_kernels.dispatch import in_interpreter, runs_kernels, statistics_dtype, uses_triton
 
 
-def test_auto_is_fused_on_cuda_alone(device: torch.device) -> None:
+def test_auto_is_triton_on_cuda_only(device: torch.device) -> None:
     tensor = torch.zeros(1, device=device)
     assert uses_triton("auto", tensor) == (device.type == "cuda")
     assert uses_triton("triton", tensor)
     assert not uses_triton("torch", tensor)
 
 
-def test_an_unknown_form_is_refused() -> None:
+def test_an_unknown_backend_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"'fast'.*auto, torch, triton"):
         uses_triton("fast", torch.zeros(1))  # type: ignore[arg-type]
 
 
-def test_kernels_run_where_triton_can(device: torch.device) -> None:
+def test_kernels_run_on_a_gpu_or_in_the_interpreter(device: torch.device) -> None:
     tensor = torch.zeros(1, device=device)
     assert runs_kernels(tensor) == (device.type == "cuda" or in_interpreter())
     assert runs_kernels(tensor.half()) == runs_kernels(tensor.bfloat16()) == runs_kernels(tensor)

@@ -1,4 +1,4 @@
-"""Segments: who belongs where, sums over them, and chunks that hide nothing and share nothing."""
+"""Segments: which images they contain, sums over them, and their division into chunks."""
 
 import itertools
 
@@ -22,21 +22,21 @@ def looped(rows: Tensor, split: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_every_image_has_its_segment(device: torch.device, split: list[int]) -> None:
+def test_segment_of_each_image(device: torch.device, split: list[int]) -> None:
     expected = [g for g, (a, b) in enumerate(itertools.pairwise(split)) for _ in range(a, b)]
     assert segment_of(table(split, device), split[-1]).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_sums_are_those_of_a_loop(device: torch.device, split: list[int], dtype: torch.dtype) -> None:
+def test_sums_equal_those_of_a_loop(device: torch.device, split: list[int], dtype: torch.dtype) -> None:
     rows = torch.randn(split[-1], 2, 5, dtype=torch.float64)
     sums = per_segment(rows.to(device, dtype), table(split, device))
     assert sums.dtype == dtype
     torch.testing.assert_close(sums.cpu().double(), looped(rows, split), rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
-def test_a_sum_does_not_depend_on_the_other_segments(device: torch.device) -> None:
+def test_segments_are_independent(device: torch.device) -> None:
     rows = torch.randn(3, 40, device=device)
     sums = []
     for before in (0, 1, 5):
@@ -90,7 +90,7 @@ def test_chunks_are_summed(kernel_device: torch.device, split: list[int]) -> Non
     unit, chunk, lengths = 5, 4, [b - a for a, b in itertools.pairwise(split)]
     ends = list(itertools.accumulate([-(-n * unit // chunk) for n in lengths], initial=0))
     partials = torch.randn(ends[-1], 2, 33, dtype=torch.float64)
-    partials = torch.cat([partials, torch.full((2, 2, 33), torch.nan)])  # the grid is at times too large
+    partials = torch.cat([partials, torch.full((2, 2, 33), torch.nan)])  # the grid may have more chunks than needed
     sums = sum_chunks(partials.float().to(kernel_device), table(split, kernel_device), unit, chunk)
     torch.testing.assert_close(sums.cpu().double(), looped(partials, ends), rtol=0, atol=2e-6)
 
@@ -103,13 +103,13 @@ def test_many_chunks_of_one_segment(kernel_device: torch.device) -> None:
 
 @pytest.mark.parametrize("choose", [Tiles.channels_last, Tiles.planes])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 49), (462, 64, 12544), (462, 2048, 49), (100, 65, 1), (0, 8, 4)])
-def test_the_grid_is_enough_for_any_offsets(choose, shape: tuple[int, int, int]) -> None:  # type: ignore[no-untyped-def]
+def test_grid_suffices_for_any_offsets(choose, shape: tuple[int, int, int]) -> None:  # type: ignore[no-untyped-def]
     images, channels, pixels = shape
     for segments in (1, 2, 8):
         tiles = choose(images, channels, pixels, segments)
         for lengths in ([images], [1] * images, [images // 2, images - images // 2], [images - 1, 1]):
             if 0 < len(lengths) <= segments and min(lengths) >= 0:
-                assert sum(-(-n * tiles.unit // tiles.chunk) for n in lengths) <= tiles.grid[0]
+                assert sum(-(-n * tiles.image_rows // tiles.chunk_rows) for n in lengths) <= tiles.grid[0]
         assert tiles.grid[1] * tiles.block_channels >= channels
         assert tiles.grid[0] * tiles.grid[1] <= max(PROGRAMS, segments * tiles.grid[1])
         assert tiles.segments >= segments

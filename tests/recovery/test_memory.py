@@ -17,9 +17,11 @@ SPEC = DatasetSpec("toy", 4, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "con
 def chosen(recover: Recover, device: str) -> int:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     teacher = network.to(device).eval().requires_grad_(False)
-    every = plan(40, 5, recover)
+    all_batches = plan(40, 5, recover)
     on = torch.device(device)
-    return choose_segments(recover, FusedTeacher(teacher), NumericFormat.of(recover, on), SPEC, every, len(every), on)
+    return choose_segments(
+        recover, FusedTeacher(teacher), NumericFormat.of(recover, on), SPEC, all_batches, len(all_batches), on
+    )
 
 
 def test_the_largest_number_that_fits_is_chosen() -> None:

@@ -24,14 +24,14 @@ def frozen(network: nn.Module) -> nn.Module:
 
 def written_out(network: nn.Module, images: Tensor, labels: Tensor, r_bn: float, w0: float) -> Tensor:
     """The published loss by forward hooks and sums over channels."""
-    seen: list[tuple[nn.BatchNorm2d, Tensor]] = []
+    inputs_of: list[tuple[nn.BatchNorm2d, Tensor]] = []
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    hooks = [m.register_forward_hook(lambda m, inputs, _: seen.append((m, inputs[0]))) for m in layers]
+    hooks = [m.register_forward_hook(lambda m, inputs, _: inputs_of.append((m, inputs[0]))) for m in layers]
     logits = network(images)
     for hook in hooks:
         hook.remove()
     loss = -(logits.log_softmax(1)[torch.arange(len(labels)), labels]).sum() / len(labels)
-    for layer, x in seen:
+    for layer, x in inputs_of:
         rows = x.transpose(0, 1).reshape(x.shape[1], -1)
         mean = rows.sum(1) / rows.shape[1]
         var = ((rows - mean[:, None]) ** 2).sum(1) / rows.shape[1]

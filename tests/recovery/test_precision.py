@@ -10,8 +10,10 @@ from delt_hpc.recovery.precision import NumericFormat, check_device
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize("changes", [{"precision": "tf32"}, {"precision": "float16"}, {"kernels": "triton"}])
-def test_options_that_require_a_gpu_are_refused_on_a_cpu(changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"precision": "tf32"}, {"precision": "float16"}, {"kernels": "triton"}, {"graphs": True}]
+)
+def test_options_that_require_a_gpu_are_refused_on_a_cpu(changes: dict[str, str | bool]) -> None:
     with pytest.raises(UserError, match=f"recover.{next(iter(changes))}"):
         check_device(Recover(**changes), CPU)
     check_device(Recover(**changes), GPU)

@@ -11,7 +11,9 @@ from torch import nn
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.random_crop import Window
+from delt_hpc.errors import UserError
 from delt_hpc.models.convnet import ConvNet
+from delt_hpc.recovery import reference
 from delt_hpc.recovery.augmentation import View, augment, draw_view
 from delt_hpc.recovery.batches import Batch, plan
 from delt_hpc.recovery.reference import State, pixel_box, recover
@@ -155,6 +157,28 @@ def test_optimisation_brings_the_statistics_nearer(teacher: nn.Module) -> None:
     batch = batch_of(config)
     state = run(start(batch), batch, teacher, config)
     assert state.curve[-1][7] < 0.7 * state.curve[0][7]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(teacher: nn.Module) -> None:
+    broken, batch = copy.deepcopy(teacher), batch_of(CONFIG)
+    next(layer for layer in broken.modules() if isinstance(layer, nn.Linear)).weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="losses of batch 00000-00003 contain NaN"):
+        run(start(batch), batch, broken, CONFIG)
+
+
+def test_images_that_are_not_finite_are_not_saved(teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake overflow in the last step, after the last loss was checked."""
+    batch, adam, calls = batch_of(CONFIG), reference.adam, [0]
+
+    def overflowing(state: State, *args: object) -> None:
+        adam(state, *args)
+        calls[0] += 1
+        if calls[0] == CONFIG.iterations:
+            state.images[0, 0, 0, 0] = torch.nan
+
+    monkeypatch.setattr(reference, "adam", overflowing)
+    with pytest.raises(UserError, match="images of batch 00000-00003 contain NaN"):
+        run(start(batch), batch, teacher, CONFIG)
 
 
 def test_presets_run_on_the_same_engine(teacher: nn.Module) -> None:

@@ -52,7 +52,7 @@ def test_learning_rate_is_one_cosine_over_the_run() -> None:
     assert 0 < schedule.lr(3999) < 1e-6
 
 
-def test_learning_rate_starts_again_each_round_if_asked() -> None:
+def test_learning_rate_restarts_each_round_with_per_round() -> None:
     schedule = Schedule.of(Recover(**PUBLISHED, lr_schedule="per_round"))
     assert [schedule.lr(t) for t in (0, 500, 3500)] == [0.25] * 3
     assert schedule.lr(750) == pytest.approx(0.125)

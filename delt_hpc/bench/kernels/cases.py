@@ -18,7 +18,7 @@ from delt_hpc.keyed_random import seeded
 from delt_hpc.recovery.augmentation import draw_view
 from delt_kernels.adam import adam_
 from delt_kernels.bn_distance import bn_distance
-from delt_kernels.bn_relu_maxpool import stem_stats
+from delt_kernels.bn_relu_maxpool import bn_relu_maxpool
 from delt_kernels.bn_stats import bn_stats, bn_stats_fork
 from delt_kernels.crop_resize import crop_resize, crop_resize_backward
 from delt_kernels.dispatch import Backend
@@ -122,7 +122,7 @@ def _batch_norm(network: str, layer: BatchNormLayer, count: int, batch: Batch) -
     def run(backend: Backend, *inputs: Tensor) -> Tensors:
         x, *residual, scale, shift, mean, offsets = inputs
         if pools:
-            return stem_stats(x, scale, shift, mean, offsets, backend=backend)
+            return bn_relu_maxpool(x, scale, shift, mean, offsets, backend=backend)
         operator: Function = bn_stats_fork if layer.forked else bn_stats
         return operator(x, scale, shift, mean, offsets, residual[0] if residual else None, relu, backend=backend)
 

@@ -1,6 +1,7 @@
 """All networks, precisions and variants of the synthesis benchmark, one after the other."""
 
 import gc
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -108,7 +109,12 @@ def _attempt(
         return obstacle
     torch.compiler.reset()
     gc.collect()
-    with fresh_cache():  # so that compilation is measured, except of Triton kernels that this process has used before
+    with (
+        warnings.catch_warnings(),
+        fresh_cache(),
+    ):  # so that compilation is measured, except of Triton kernels that this process has used before
+        # The engine would go on uncompiled: that is another variant.
+        warnings.filterwarnings("error", "torch.compile failed", RuntimeWarning)
         try:
             return measure(variant, case, precision, exact(), repeats, device, profile)
         except Exception as error:  # whatever fails in one variant, the others can still be measured

@@ -28,9 +28,8 @@ class Variant:
     packed: bool = False
 
     def start(self, case: Case, precision: RecoverPrecision, device: torch.device) -> Held:
-        recover = case.recipe.recover(
-            precision=precision, kernels="triton" if self.engine == "triton" else "torch", compile=self.compiled
-        )
+        backend = "triton" if self.engine == "triton" else "torch"
+        recover = case.recipe.recover(precision=precision, kernels=backend, compile=self.compiled, graphs=True)
         if self.engine == "published":
             return HeldReference(case, NumericFormat.of(recover, device), device, compiled=self.compiled)
         return HeldPacked(case, recover, device, packed=self.packed)

@@ -1,1 +1,1 @@
-"""The frozen teacher: any classifier with BatchNorm2d, rewritten to the fused operators."""
+"""The frozen teacher: any classifier with BatchNorm2d, rewritten to use the operators."""

@@ -1,4 +1,4 @@
-"""A frozen teacher: a copy in the wanted type, and the numbers that its BatchNorm layers work with."""
+"""A frozen copy of a teacher, and the vectors of its BatchNorm layers."""
 
 import copy
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class FrozenBatchNorm(nn.Module):
     """The four vectors [C] of a BatchNorm2d in evaluation mode: y = (x - mean) * scale + shift.
 
     scale = gamma / sqrt(running_var + eps), shift = beta, mean = running_mean, variance = running_var; computed in
-    float64, held in `dtype`.
+    float64, stored in `dtype`.
     """
 
     scale: Tensor
@@ -38,10 +38,10 @@ class FrozenBatchNorm(nn.Module):
 
 
 class Layer(NamedTuple):
-    """A BatchNorm layer of a teacher; `weight` is that of its distance in the loss."""
+    """A BatchNorm layer of a teacher; `weight` multiplies its distance in the loss."""
 
     name: str
-    numbers: FrozenBatchNorm
+    vectors: FrozenBatchNorm
     weight: float
 
 
@@ -58,7 +58,7 @@ def frozen_layers(network: nn.Module, first_weight: float, dtype: torch.dtype) -
 
 
 def frozen_copy(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The network with weights in `dtype` and BatchNorm layers in the type of its statistics, without gradients."""
+    """A copy without gradients: weights in `dtype`, BatchNorm layers in the type of its statistics."""
     frozen = copy.deepcopy(network).requires_grad_(False)
     for module in frozen.modules():
         target = statistics_dtype(dtype) if isinstance(module, _BatchNorm) else dtype

@@ -1,107 +1,139 @@
-"""A pass over a teacher's graph that puts one operator with statistics in the place of every BatchNorm call.
+"""A graph pass that replaces each BatchNorm call of a teacher by one operator that also returns statistics.
 
-    BatchNorm (+ add) (+ ReLU)    -> bn_stats; bn_stats_fork where exactly two others read the output
-    BatchNorm + ReLU + max pool   -> stem_stats, for windows of 3x3, stride 2, padding 1
-    a subclass of BatchNorm2d     -> stays; the sums of its input are taken beside it
+    BatchNorm (+ add) (+ ReLU)    -> bn_stats; bn_stats_fork where exactly two nodes read the output
+    BatchNorm + ReLU + max pool   -> bn_relu_maxpool, for windows of 3x3, stride 2, padding 1
+    a subclass of BatchNorm2d     -> kept; the sums of its input are computed beside it
 
-It works on calls, not on modules: a ReLU or BatchNorm module may be called in several places. Where it does not know
-what follows, it takes the BatchNorm alone.
+The pass works on calls, not on modules: a ReLU or BatchNorm module may be called in several places. Where it does not
+recognise what follows a BatchNorm, it replaces the BatchNorm alone.
 """
 
 import operator
-from typing import Any
+from collections import Counter
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from delt_kernels.bn_relu_maxpool import stem_stats
+from delt_kernels.bn_relu_maxpool import bn_relu_maxpool
 from delt_kernels.bn_stats import bn_stats, bn_stats_fork
 from delt_kernels.dispatch import Backend
 from delt_kernels.teacher.frozen import Layer
-from delt_kernels.teacher.hooks import channel_sums, pixels_of
+from delt_kernels.teacher.hooks import input_sums, pixels_of
 from delt_kernels.teacher.patterns import GraphMatcher, Match
-from delt_kernels.teacher.sites import Site
 from delt_kernels.teacher.trace import PackedTeacher
 
 
-def fuse(
+class Site(NamedTuple):
+    """One call of one BatchNorm layer; a layer that is called twice has two.
+
+    Args:
+        name: of the layer in the teacher, e.g. `layer1.0.bn2`.
+        operators: what was fused into one operator, e.g. `bn + add + relu`.
+        channels: of the layer.
+        forked: the output has two consumers, whose gradients are added inside the backward kernel.
+    """
+
+    name: str
+    operators: str
+    channels: int
+    forked: bool = False
+
+
+def table(sites: tuple[Site, ...]) -> str:
+    """One row per site in the order of their calls, then the number of each combination."""
+    rows = [("layer", "as one operator", "channels", "forked")]
+    rows += [(site.name, site.operators, str(site.channels), "yes" if site.forked else "") for site in sites]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    name, operators, channels, _ = widths
+    lines = [f"{a:{name}}  {b:{operators}}  {c:>{channels}}  {d}".rstrip() for a, b, c, d in rows]
+    counts = Counter(site.operators for site in sites)
+    lines.append(f"{len(sites)} sites: " + ", ".join(f"{count} x {what}" for what, count in counts.most_common()))
+    return "\n".join(lines)
+
+
+def rewrite(
     teacher: PackedTeacher, graph: fx.Graph, layers: list[Layer], backend: Backend
 ) -> tuple[fx.GraphModule, tuple[Site, ...]]:
-    """Rewrite the graph of a teacher (`tracing.trace`).
+    """Rewrite the graph of a teacher (`trace.trace`).
 
     Returns:
-        a module: images [N, 3, H, W], offsets int32 [G+1] -> logits, a reading for each site (`watched.Reading`); and
-        the sites in the order of their calls.
+        a module (images [N, 3, H, W], offsets int32 [G + 1]) -> (logits, `hooks.LayerStats` of each site), and the
+        sites in the order of their calls.
     """
-    surroundings = GraphMatcher(teacher, graph)
-    numbers = {f"teacher.{layer.name}": i for i, layer in enumerate(layers)}
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target in numbers]
-    matches = [surroundings.match(node) for node in calls]  # all of them before the graph changes
-    rewriting = _Rewriting(graph, backend)
+    matcher = GraphMatcher(teacher, graph)
+    index = {f"teacher.{layer.name}": i for i, layer in enumerate(layers)}
+    calls = [node for node in graph.nodes if node.op == "call_module" and node.target in index]
+    matches = [matcher.match(node) for node in calls]  # before the graph changes
+    writer = _GraphWriter(graph, backend)
     sites = []
     for bn, match in zip(calls, matches, strict=True):
-        number = numbers[bn.target]
-        layer, path = layers[number], f"numbers.{number}"
-        channels = layer.numbers.mean.numel()
+        i = index[bn.target]
+        layer, vectors = layers[i], f"batch_norms.{i}"
+        channels = layer.vectors.mean.numel()
         if type(teacher.get_submodule(bn.target)) is nn.BatchNorm2d:
-            forked = surroundings.forks(match)
-            rewriting.replace(match, forked, layer.weight, path)
+            forked = matcher.forks(match)
+            writer.replace(match, forked, layer.weight, vectors)
             sites.append(Site(layer.name, match.operators, channels, forked))
         else:
-            rewriting.watch(bn, layer.weight, path)
+            writer.add_statistics(bn, layer.weight, vectors)
             sites.append(Site(layer.name, "statistics alone", channels))
-    rewriting.finish()
+    writer.finish()
     return fx.GraphModule(teacher, graph, "FusedGraph"), tuple(sites)
 
 
-class _Rewriting:
-    """Changes a graph, call by call in their order, and gathers the readings for its output."""
+class _GraphWriter:
+    """Changes a graph call by call, in their order, and adds the LayerStats to its output.
+
+    `vectors` is the path of a layer's FrozenBatchNorm in the graph's module.
+    """
 
     def __init__(self, graph: fx.Graph, backend: Backend) -> None:
-        self._graph, self._form = graph, backend
+        self._graph, self._backend = graph, backend
         self._offsets = graph.find_nodes(op="placeholder", target="offsets")[0]
-        self._readings: list[tuple[float, fx.Node, fx.Node, fx.Node]] = []
+        self._bn_stats: list[tuple[float, fx.Node, fx.Node, fx.Node]] = []
 
-    def replace(self, match: Match, forked: bool, weight: float, path: str) -> None:
+    def replace(self, match: Match, forked: bool, weight: float, vectors: str) -> None:
+        """Put one operator in the place of the matched nodes."""
         bn, last = match.chain[0], match.chain[-1]
         x, users = bn.all_input_nodes[0], list(last.users)
         residual = next((node for node in match.add.all_input_nodes if node is not bn), None) if match.add else None
         with self._graph.inserting_before(bn):
-            arguments = (x, *(self._graph.get_attr(f"{path}.{name}") for name in ("scale", "shift", "mean")))
+            frozen = (self._graph.get_attr(f"{vectors}.{name}") for name in ("scale", "shift", "mean"))
+            arguments = (x, *frozen, self._offsets)
             if match.pool:
-                call = self._graph.call_function(stem_stats, (*arguments, self._offsets), {"backend": self._form})
+                call = self._graph.call_function(bn_relu_maxpool, arguments, {"backend": self._backend})
             else:
-                how: dict[str, Any] = {
+                options: dict[str, Any] = {
                     "residual": residual,
                     "relu": match.relu,
                     "forked": forked,
-                    "backend": self._form,
+                    "backend": self._backend,
                 }
-                call = self._graph.call_function(bn_site, (*arguments, self._offsets), how)
+                call = self._graph.call_function(bn_site, arguments, options)
             y = self._graph.call_function(operator.getitem, (call, 0))
-            sums = self._graph.call_function(operator.getitem, (call, -1))
-            self._read(x, weight, path, sums)
+            self._record(x, weight, vectors, self._graph.call_function(operator.getitem, (call, -1)))
             last.replace_all_uses_with(y)
             if forked:
                 users[1].replace_input_with(y, self._graph.call_function(operator.getitem, (call, 1)))
         for node in reversed(match.chain):
             self._graph.erase_node(node)
 
-    def watch(self, bn: fx.Node, weight: float, path: str) -> None:
-        """Leave the layer and take the sums of its input."""
+    def add_statistics(self, bn: fx.Node, weight: float, vectors: str) -> None:
+        """Keep the layer, and compute the sums of its input."""
         x = bn.all_input_nodes[0]
         with self._graph.inserting_before(bn):
-            mean = self._graph.get_attr(f"{path}.mean")
-            self._read(x, weight, path, self._graph.call_function(channel_sums, (x, mean, self._offsets)))
+            mean = self._graph.get_attr(f"{vectors}.mean")
+            self._record(x, weight, vectors, self._graph.call_function(input_sums, (x, mean, self._offsets)))
 
     def finish(self) -> None:
         output = self._graph.output_node()
-        output.args = ((output.args[0], self._readings),)
+        output.args = ((output.args[0], self._bn_stats),)
         self._graph.lint()
 
-    def _read(self, x: fx.Node, weight: float, path: str, sums: fx.Node) -> None:
-        variance = self._graph.get_attr(f"{path}.variance")
-        self._readings.append((weight, variance, sums, self._graph.call_function(pixels_of, (x,))))
+    def _record(self, x: fx.Node, weight: float, vectors: str, sums: fx.Node) -> None:
+        variance = self._graph.get_attr(f"{vectors}.variance")
+        self._bn_stats.append((weight, variance, sums, self._graph.call_function(pixels_of, (x,))))
 
 
 def bn_site(
@@ -116,7 +148,7 @@ def bn_site(
     forked: bool,
     backend: Backend,
 ) -> tuple[Tensor, ...]:
-    """`bn_stats` or `bn_stats_fork`, or where the residual is broadcast, the sum outside the operator."""
+    """`bn_stats` or `bn_stats_fork`. A residual that must be broadcast is added outside the operator."""
     run = bn_stats_fork if forked else bn_stats
     if residual is None or residual.shape == x.shape:
         return run(x, scale, shift, mean, offsets, residual, relu, backend=backend)

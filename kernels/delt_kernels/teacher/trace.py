@@ -1,4 +1,4 @@
-"""The graph of a teacher in evaluation mode, with every call of a BatchNorm layer as one node."""
+"""Traces a teacher in evaluation mode to a graph in which each call of a BatchNorm layer is one node."""
 
 import operator
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 
 from delt_kernels.teacher.frozen import Layer
 
-# Modules that hand on their input in evaluation mode; by name, for neither torchvision nor timm is needed here.
-PASSING = {
+# Modules that return their input in evaluation mode; by name, so that neither torchvision nor timm is imported.
+IDENTITIES = {
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.dropout.Dropout",
     "torch.nn.modules.dropout.Dropout2d",
@@ -20,26 +20,26 @@ IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 class PackedTeacher(nn.Module):
-    """The teacher as its graph has it: images and offsets come in, and the layers' numbers stand beside it."""
+    """The module that is traced: the teacher with a second input, `offsets`, and its BatchNorm layers' vectors."""
 
     def __init__(self, teacher: nn.Module, layers: list[Layer]) -> None:
         super().__init__()
         self.teacher = teacher
-        self.numbers = nn.ModuleList(layer.numbers for layer in layers)
+        self.batch_norms = nn.ModuleList(layer.vectors for layer in layers)
         self.eval()
 
     def forward(self, images: Tensor, offsets: Tensor) -> Any:
-        """The teacher's further arguments keep their defaults; `offsets` is there for the operators to come."""
+        """`offsets` is not used yet: `rewrite` passes it to the operators."""
         return self.teacher(images)
 
 
 def trace(teacher: PackedTeacher) -> fx.Graph:
-    """The graph; its errors are the teacher's or torch.fx's own, where a decision hangs on numbers or shapes."""
+    """The graph. Fails with errors of torch.fx or of the teacher if its control flow depends on values or shapes."""
     return _Tracer().trace(teacher)
 
 
 class _Proxy(fx.Proxy):
-    """Knows `x += y`, which torch.fx takes for `x = x + y`: another name of x would keep the old value."""
+    """Traces `x += y` as it is. torch.fx makes `x = x + y` of it, after which an alias of x has the old value."""
 
 
 def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], fx.Proxy]:
@@ -60,6 +60,6 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if f"{type(m).__module__}.{type(m).__qualname__}" in PASSING and args:
+        if f"{type(m).__module__}.{type(m).__qualname__}" in IDENTITIES and args:
             return args[0]
         return super().call_module(m, forward, args, kwargs)

@@ -1,4 +1,4 @@
-"""Whole networks: loss and image gradient are those of the reference objective, in every backend and type."""
+"""Whole networks: loss and image gradient are those of the reference objective, with both backends and in all types."""
 
 import copy
 
@@ -32,7 +32,7 @@ SIZE = {"convnet6": 64, "resnet18-small-stem": 16}
 
 
 class SmallResNet(nn.Module):
-    """Torchvision's stem and blocks with 8 and 16 channels: quick in the interpreter."""
+    """Torchvision's stem and blocks with 8 and 16 channels: fast in the interpreter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def teacher(name: str, size: int = 32) -> nn.Module:
         return randomised(registry.build(name, 10, size))
     with torch.device("meta"):
         network = registry.build(name, 10, size)
-    network.classifier = nn.Linear(512 * 7 * 7, 10)  # instead of one of 0.8 GB
+    network.classifier = nn.Linear(512 * 7 * 7, 10)  # the original classifier has 0.8 GB
     for module in network.features.to_empty(device="cpu"):
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
             module.reset_parameters()
@@ -66,10 +66,10 @@ def relative(value: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_loss_and_image_gradient_are_those_of_hooks(name: str) -> None:
+def test_loss_and_image_gradient_equal_those_of_hooks(name: str) -> None:
     size = SIZE.get(name, 32)
     fused = assert_equal_to_hooks(teacher(name, size).double(), size)
-    assert not fused.untraced
+    assert not fused.trace_error
     assert fused.table().splitlines()[-1].partition(": ")[2] == FUSED[name]
 
 
@@ -83,7 +83,7 @@ def test_loss_and_image_gradient_are_those_of_hooks(name: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("poisoned")
-def test_the_kernels_give_the_same_in_float32(
+def test_kernels_are_as_accurate_as_torch_in_float32(
     name: str, size: int, forks: int, channels_last: bool, device: torch.device
 ) -> None:
     network = teacher(name, size)
@@ -92,13 +92,13 @@ def test_the_kernels_give_the_same_in_float32(
     fused = FusedTeacher(network, FIRST_WEIGHT, backend="triton", channels_last=channels_last).to(device)
     assert sum(site.forked for site in fused.sites) == forks
     ours = packed(fused, images.float().to(device), labels.to(device))
-    plain = FusedTeacher(network, FIRST_WEIGHT, backend="torch", channels_last=channels_last).to(device)
-    theirs = packed(plain, images.float().to(device), labels.to(device))
+    by_torch = FusedTeacher(network, FIRST_WEIGHT, backend="torch", channels_last=channels_last).to(device)
+    theirs = packed(by_torch, images.float().to(device), labels.to(device))
     assert relative(ours[0].cpu(), loss) <= 2 * relative(theirs[0].cpu(), loss) + 1e-6
     assert relative(ours[1].cpu(), gradient) <= 2 * relative(theirs[1].cpu(), gradient) + 1e-6
 
 
-def test_a_segment_does_not_depend_on_its_neighbours() -> None:
+def test_segments_are_independent() -> None:
     fused = FusedTeacher(teacher("small", 9), backend="triton")
     images = batch(9)[0].float()
     offsets = torch.tensor(OFFSETS, dtype=torch.int32)
@@ -114,7 +114,7 @@ def test_a_segment_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_statistics_and_tables_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_keeps_statistics_in_float32(dtype: torch.dtype) -> None:
     network = teacher("resnet18")
     half, full = FusedTeacher(network, dtype=dtype), FusedTeacher(network)
     images = batch(32)[0].float()
@@ -127,9 +127,9 @@ def test_half_precision_keeps_statistics_and_tables_in_float32(dtype: torch.dtyp
     state, exact = half.state_dict(), full.state_dict()
     assert state.keys() == exact.keys()
     for name, tensor in state.items():
-        table = "numbers" in name
-        assert tensor.dtype == (torch.float32 if table else dtype)
-        assert torch.equal(tensor, exact[name] if table else exact[name].to(dtype))
+        vector = "batch_norms" in name
+        assert tensor.dtype == (torch.float32 if vector else dtype)
+        assert torch.equal(tensor, exact[name] if vector else exact[name].to(dtype))
 
 
 def test_channels_last_holds_through_the_network() -> None:
@@ -161,12 +161,12 @@ def test_a_teacher_stays_in_evaluation_mode() -> None:
     assert not any(module.training for module in fused.modules())
 
 
-def test_a_teacher_in_training_mode_or_without_batch_norm_is_refused() -> None:
+def test_a_teacher_in_training_mode_or_without_batch_norm_is_rejected() -> None:
     network = teacher("convnet3", 8)
     network.features[1].train()
-    with pytest.raises(ValueError, match="in training mode; expected one in evaluation mode"):
+    with pytest.raises(ValueError, match="in training mode; expected evaluation mode"):
         FusedTeacher(network)
-    with pytest.raises(ValueError, match="Sequential has no BatchNorm2d with running statistics"):
+    with pytest.raises(ValueError, match="Sequential has no statistics to match"):
         FusedTeacher(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)).eval())
 
 
@@ -179,7 +179,7 @@ def test_a_teacher_in_training_mode_or_without_batch_norm_is_refused() -> None:
         pytest.param("small", 9, "triton", "inductor", marks=pytest.mark.slow),
     ],
 )
-def test_the_compiler_takes_the_whole_teacher(name: str, size: int, backend: Backend, compiler: str) -> None:
+def test_whole_teacher_compiles_into_one_graph(name: str, size: int, backend: Backend, compiler: str) -> None:
     fused = FusedTeacher(teacher(name, size), FIRST_WEIGHT, backend=backend)
     images, labels = batch(size)
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""The graph pass, pattern by pattern: what becomes one operator, and that loss and gradient stay those of hooks."""
+"""The graph pass, pattern by pattern: what is fused, and that loss and gradient equal those of hooks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -183,38 +183,38 @@ def test_patterns(name: str) -> None:
     torch.manual_seed(0)
     body, expected = PATTERNS[name]
     fused = assert_equal_to_hooks(randomised(Toy(body)).double(), SIZE)
-    assert not fused.untraced
+    assert not fused.trace_error
     assert tuple(site.operators + ", forked" * site.forked for site in fused.sites) == expected
 
 
-def test_a_layer_without_running_statistics_is_left_alone() -> None:
+def test_a_layer_without_running_statistics_is_kept() -> None:
     torch.manual_seed(0)
     network = randomised(Toy(lambda toy, x: toy.bn(toy.without_statistics(x)))).double()
     fused = assert_equal_to_hooks(network, SIZE, offsets=[0, 4])
     assert [site.name for site in fused.sites] == ["bn"]
 
 
-def by_numbers(toy: Toy, x: Tensor) -> Tensor:
+def depends_on_values(toy: Toy, x: Tensor) -> Tensor:
     return toy.relu(toy.bn(x)) if x.sum() > -1e9 else x
 
 
-def by_shape(toy: Toy, x: Tensor) -> Tensor:
+def depends_on_shape(toy: Toy, x: Tensor) -> Tensor:
     for _ in range(x.shape[-1] // 3):
         x = toy.bn(toy.one(x))
     return toy.second(x)
 
 
-@pytest.mark.parametrize("body", [by_numbers, by_shape])
-def test_hooks_read_what_cannot_be_traced(body: Callable[[Toy, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("body", [depends_on_values, depends_on_shape])
+def test_hooks_serve_a_network_that_cannot_be_traced(body: Callable[[Toy, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     fused = assert_equal_to_hooks(randomised(Toy(body)).double(), SIZE)
-    assert fused.table().startswith("torch.fx cannot follow this network (")
+    assert fused.table().startswith("torch.fx cannot trace this network (")
     assert {site.operators for site in fused.sites} == {"statistics by hooks"}
     assert not any(module._forward_pre_hooks for module in fused.modules())
 
 
-def test_hooks_come_off_where_the_teacher_fails() -> None:
-    fused = FusedTeacher(randomised(Toy(by_numbers)))
+def test_hooks_are_removed_if_the_teacher_fails() -> None:
+    fused = FusedTeacher(randomised(Toy(depends_on_values)))
     with pytest.raises(RuntimeError, match="channels"):
         fused(torch.zeros(2, 5, SIZE, SIZE), torch.tensor([0, 2], dtype=torch.int32))
     assert not any(module._forward_pre_hooks for module in fused.modules())
@@ -224,13 +224,13 @@ def test_the_first_weight_belongs_to_the_first_layer_in_modules_order() -> None:
     torch.manual_seed(0)
     network = randomised(Toy(lambda toy, x: toy.bn(toy.second(x))))
     images, offsets = torch.randn(OFFSETS[-1], 3, SIZE, SIZE), torch.tensor(OFFSETS, dtype=torch.int32)
-    weighted, plain = (FusedTeacher(network, weight)(images, offsets)[1] for weight in (FIRST_WEIGHT, 1.0))
+    weighted, unweighted = (FusedTeacher(network, weight)(images, offsets)[1] for weight in (FIRST_WEIGHT, 1.0))
     assert [site.name for site in FusedTeacher(network).sites] == ["second", "bn"]
     zero = FusedTeacher(network, 0.0)(images, offsets)[1]
-    torch.testing.assert_close(weighted - zero, FIRST_WEIGHT * (plain - zero))
+    torch.testing.assert_close(weighted - zero, FIRST_WEIGHT * (unweighted - zero))
 
 
-def test_the_table_names_every_site() -> None:
+def test_table_lists_all_sites() -> None:
     fused = FusedTeacher(randomised(Toy(blocks)))
     assert fused.table().splitlines() == [
         "layer   as one operator  channels  forked",

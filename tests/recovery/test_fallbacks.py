@@ -1,0 +1,119 @@
+"""What happens when compilation, the recording of a CUDA graph or an allocation fails; the failures are fakes."""
+
+import warnings
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from helpers.engines import CLASSES, IPC, by_packed, recover_of, same, small_teacher
+
+from delt_hpc.errors import UserError
+from delt_hpc.recovery import engine
+from delt_hpc.recovery.batches import plan
+from delt_hpc.recovery.compiled import compile_with_fallback
+from delt_hpc.recovery.cuda_graph import WARM_UP, GraphedIteration
+from delt_hpc.recovery.engine import Engine
+
+
+def with_fake_graph_break(x: torch.Tensor) -> torch.Tensor:
+    torch._dynamo.graph_break()
+    return x + 1
+
+
+def test_a_graph_break_falls_back_with_one_warning_that_names_it() -> None:
+    function = compile_with_fallback(with_fake_graph_break, deterministic=False)
+    with pytest.warns(RuntimeWarning, match=r"runs uncompiled: Call to `torch._dynamo.graph_break\(\)`"):
+        assert function(torch.zeros(2)).tolist() == [1, 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function(torch.zeros(3)).tolist() == [1, 1, 1]
+
+
+def test_a_graph_break_is_an_error_where_bytes_must_not_change() -> None:
+    function = compile_with_fallback(with_fake_graph_break, deterministic=True)
+    with pytest.raises(UserError, match=r"recover.deterministic: true: torch.compile failed: Call to"):
+        function(torch.zeros(2))
+
+
+def test_an_engine_whose_compilation_fails_gives_the_uncompiled_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    recover, teacher = recover_of(iterations=4, round_iterations=2), small_teacher()
+    batches = plan(CLASSES, IPC, recover)
+    uncompiled = by_packed(batches, teacher, recover, segments=2)
+    losses = Engine._segment_losses
+
+    def with_fake_break(self: Engine, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch._dynamo.graph_break()
+        return losses(self, *tensors)
+
+    monkeypatch.setattr(Engine, "_segment_losses", with_fake_break)
+    with pytest.warns(RuntimeWarning, match="runs uncompiled") as caught:
+        fallen_back = by_packed(batches, teacher, recover.model_copy(update={"compile": True}), segments=2)
+    assert len([warning for warning in caught if "uncompiled" in str(warning.message)]) == 1
+    assert same(fallen_back, uncompiled)
+
+
+@pytest.fixture
+def graphed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[GraphedIteration, list[int]]]:
+    """A GraphedIteration as on a GPU where every recording fails, and the list of iterations that ran."""
+
+    def make(graphs: bool | Literal["auto"]) -> tuple[GraphedIteration, list[int]]:
+        ran: list[int] = []
+        graphed = GraphedIteration(ran.append, torch.device("cpu"), graphs)
+
+        def fake_failure(images: int) -> None:
+            raise RuntimeError("fake failure: operation not permitted when stream is capturing\nmore lines")
+
+        monkeypatch.setattr(graphed, "_on_gpu", True)
+        monkeypatch.setattr(graphed, "_warm_up", ran.append)
+        monkeypatch.setattr(graphed, "_record", fake_failure)
+        monkeypatch.setattr(graphed, "_limit_queue", lambda: None)
+        return graphed, ran
+
+    return make
+
+
+def test_a_failed_recording_falls_back_with_one_warning(
+    graphed: Callable[..., tuple[GraphedIteration, list[int]]],
+) -> None:
+    iteration, ran = graphed("auto")
+    with pytest.warns(RuntimeWarning, match="CUDA graph, and recovery goes on without: fake failure") as caught:
+        for images in [8] * (WARM_UP + 3) + [16] * (WARM_UP + 3):
+            iteration(images)
+    assert ran == [8] * (WARM_UP + 3) + [16] * (WARM_UP + 3)  # every iteration exactly once
+    assert len(caught) == 1
+
+
+def test_a_failed_recording_is_an_error_where_graphs_are_demanded(
+    graphed: Callable[..., tuple[GraphedIteration, list[int]]],
+) -> None:
+    iteration, _ = graphed(True)
+    for _ in range(WARM_UP):
+        iteration(8)
+    with pytest.raises(
+        UserError, match=r"recover.graphs: true: the iteration could not be recorded as a CUDA graph: fake failure"
+    ):
+        iteration(8)
+
+
+def test_without_graphs_nothing_is_recorded(graphed: Callable[..., tuple[GraphedIteration, list[int]]]) -> None:
+    iteration, ran = graphed(False)
+    for _ in range(WARM_UP + 2):
+        iteration(8)
+    assert ran == [8] * (WARM_UP + 2)
+
+
+@pytest.mark.parametrize(
+    ("segments", "remedy"), [(3, "set recover.segments below 3"), (1, "smaller recover.batch_size")]
+)
+def test_too_little_memory_is_an_error_that_names_segments_and_batches(
+    segments: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fake_failure(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("fake failure: out of memory")
+
+    recover = recover_of()
+    monkeypatch.setattr(engine, "crop_resize", fake_failure)
+    named = rf"(?s)recover.segments: {segments}: .* {segments} segment\(s\) with .*batches 00000-00001.*{remedy}"
+    with pytest.raises(UserError, match=named):
+        by_packed(plan(CLASSES, IPC, recover), small_teacher(), recover, segments=segments)
