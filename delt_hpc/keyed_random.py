@@ -1,7 +1,7 @@
-"""Random draws as pure functions of a key: (seed, stage, class or batch, iteration).
+"""Random draws as pure functions of a key, such as (seed, stage, class or batch, iteration).
 
-Nothing here keeps a state, so a draw does not depend on what was drawn before it, in which process, or how often the
-work was restarted. Uniform numbers come straight from SHA-256 and are the same on every platform and library version.
+There is no state, so a draw does not depend on earlier draws, on the process, or on restarts. Uniform numbers come
+from SHA-256 and are the same on every platform and with every library version.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ Key = int | str
 
 
 def digest(*key: Key) -> bytes:
-    """32 bytes that stand for the key; keys of different types or splits never collide.
+    """SHA-256 of the key, 32 bytes. ("a", 1), ("a1",) and ("a", "1") are different keys.
 
-    A NumPy integer counts as the number it is, whatever its `repr` is.
+    NumPy integers and strings are equivalent to Python's.
     """
     plain = tuple(str(part) if isinstance(part, str) else operator.index(part) for part in key)
     return hashlib.sha256(repr(plain).encode()).digest()
@@ -41,7 +41,7 @@ def torch_seed(*key: Key) -> int:
 
 
 def generator(*key: Key) -> torch.Generator:
-    """A CPU generator that starts at the key."""
+    """A CPU generator seeded by the key."""
     return torch.Generator().manual_seed(torch_seed(*key))
 
 
@@ -53,7 +53,7 @@ def permutation(n: int, *key: Key) -> np.ndarray:
 
 @contextmanager
 def seeded(*key: Key) -> Iterator[None]:
-    """The generators of torch (CPU and the GPU in use) and Python start at the key inside and are put back after."""
+    """Seed the generators of torch (CPU and current GPU) and Python by the key; restore their state on exit."""
     python_state = random.getstate()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):

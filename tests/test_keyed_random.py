@@ -1,4 +1,4 @@
-"""Draws are pure functions of their key: uniform, without collisions, and without a trace."""
+"""Draws are pure functions of their key: uniform, without collisions, without side effects."""
 
 import hashlib
 import itertools
@@ -27,7 +27,7 @@ def test_keys_do_not_collide() -> None:
     assert len({first(1, *key)[0] for key in KEYS}) == len(KEYS)
 
 
-def test_the_stream_is_what_it_was_when_results_were_made() -> None:
+def test_the_stream_never_changes_between_versions() -> None:
     """SHA-256 of the key's text, four little-endian words of 53 bits each a block."""
     content = hashlib.sha256(b"(7, 'recover', 'block', 0)").digest()
     words = [int.from_bytes(content[i : i + 8], "little") for i in range(0, 32, 8)]
@@ -41,7 +41,7 @@ def test_a_numpy_integer_is_the_number_it_is() -> None:
     assert digest(3, "x") == digest(wide, "x") == digest(narrow, text)  # type: ignore[arg-type]
 
 
-def test_a_fraction_is_no_key() -> None:
+def test_a_float_is_refused_as_a_key() -> None:
     with pytest.raises(TypeError):
         digest(1.5)  # type: ignore[arg-type]
 
@@ -51,19 +51,19 @@ def test_uniforms_are_uniform() -> None:
     assert drawn.min() >= 0
     assert drawn.max() < 1
     assert stats.kstest(drawn, "uniform").pvalue > 0.01
-    # The first numbers of many keys are as uniform as the many numbers of one, and neighbours know nothing of another.
+    # The first numbers of many keys are uniform too, and neighbouring numbers are uncorrelated.
     heads = np.array([first(1, 0, "uniform", i)[0] for i in range(5_000)])
     assert stats.kstest(heads, "uniform").pvalue > 0.01
     assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(heads[:-1], heads[1:])[0, 1]) < 0.04
 
 
-def test_a_stream_begins_anew_with_every_call() -> None:
+def test_every_call_starts_a_new_stream() -> None:
     one, other = uniforms("a", 1), uniforms("a", 1)
     assert [next(one) for _ in range(9)] == [next(other) for _ in range(9)]
 
 
-def test_a_permutation_holds_every_place_once() -> None:
+def test_a_permutation_contains_every_index_once() -> None:
     for n in (0, 1, 2, 1000):
         order = permutation(n, "p", n)
         assert sorted(order.tolist()) == list(range(n))
@@ -72,7 +72,7 @@ def test_a_permutation_holds_every_place_once() -> None:
     assert permutation(5, "p").dtype == np.int64
 
 
-def test_permutations_are_all_as_likely() -> None:
+def test_permutations_are_equally_likely() -> None:
     orders = [tuple(permutation(3, "p", i).tolist()) for i in range(3_000)]
     counts = [orders.count(order) for order in itertools.permutations(range(3))]
     assert stats.chisquare(counts).pvalue > 0.01
@@ -100,7 +100,7 @@ def test_seeded_draws_depend_on_the_key_alone() -> None:
     assert other[1] != one[1]
 
 
-def test_seeded_puts_both_generators_back() -> None:
+def test_seeded_restores_both_generators() -> None:
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     with seeded("a", 1):
         draw()
@@ -114,7 +114,7 @@ def test_seeded_puts_both_generators_back() -> None:
         assert draw() == inside
 
 
-def test_seeded_puts_them_back_after_an_error() -> None:
+def test_seeded_restores_them_after_an_error() -> None:
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     with pytest.raises(KeyError), seeded("a", 1):
         draw()

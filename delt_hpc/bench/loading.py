@@ -24,7 +24,7 @@ from delt_hpc.data.transforms import decode, evaluation, normalise
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models.registry import build
-from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.score import scores
 from delt_hpc.report.drawing import chart
 from delt_hpc.run.folder import write_csv, writing
 
@@ -114,7 +114,7 @@ def _scorer(name: str) -> Callable[[Tensor, np.ndarray], object]:
     device = machine.this_device()
     with seeded("bench", "loading"):
         network = build(name, SPEC.classes, SPEC.size).eval().requires_grad_(False)
-    network = prepare(network.to(device), device)
+    network = network.to(device).to(memory_format=torch.channels_last)
     return lambda images, labels: scores(network, images.to(device, non_blocking=True), labels, "auto")
 
 

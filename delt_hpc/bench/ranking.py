@@ -20,7 +20,7 @@ from delt_hpc.data.index import Index
 from delt_hpc.data.loader import Backend, LoaderConfig, evaluation_batches
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models.registry import build
-from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.selection import choose
 from delt_hpc.run.folder import write_csv
 
@@ -86,7 +86,7 @@ def _scores(
 ) -> np.ndarray:
     """In the order of the index; computed on a GPU where there is one."""
     device = machine.this_device()
-    network = prepare(network.to(device), device)
+    network = network.to(device).to(memory_format=torch.channels_last)
     found = np.empty(len(index))
     for images, positions in _batches(index, backend, batch_size):
         found[positions] = scores(network, images.to(device), index.labels[positions], precision)

@@ -102,7 +102,7 @@ class Squeeze(Section):
     crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
         [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
     )
-    precision: Precision = value("auto", "autocast type; auto: bfloat16 on a GPU, float32 on a CPU")
+    precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     validate_every: Positive = free(1, "epochs between two validations; the last epoch is always validated")
 
 
@@ -208,7 +208,7 @@ class Evaluate(Section):
         [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
     )
     ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
-    precision: Precision = value("auto", "autocast type; auto: bfloat16 on a GPU, float32 on a CPU")
+    precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
 
 

@@ -1,1 +1,1 @@
-"""Data sets: what they look like, where their images are, how they are loaded."""
+"""Data sets: their specs, their image files, and loaders for them."""

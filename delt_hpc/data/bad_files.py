@@ -1,4 +1,4 @@
-"""Files that are no readable images: an error that names them, or a record of what was left out. Never silence."""
+"""Unreadable image files: an error that names them, or a list of the skipped ones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ COLUMNS = ("split", "img_path", "reason")
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that is no readable image; `path` as the index has it."""
+    """A file that cannot be read as an image; `path` is relative to the root of its index."""
 
     position: int
     path: str
@@ -24,10 +24,10 @@ class BadFile:
 
 
 class BadFiles:
-    """What becomes of unreadable files.
+    """Collects unreadable files: raises an error that names them, or skips them, as `data.on_bad` says.
 
     Attributes:
-        skipped: the files left out so far, in the order they were met, again for each time they were asked for.
+        skipped: the files skipped so far, in the order they were met; a file is repeated each time it is requested.
     """
 
     def __init__(self, on_bad: OnBad = "raise") -> None:
@@ -35,28 +35,28 @@ class BadFiles:
         self.skipped: list[BadFile] = []
 
     def report(self, root: Path, bad: Sequence[BadFile]) -> None:
-        """Take note of files.
+        """Record the files as skipped.
 
         Raises:
-            UserError: naming each of them, unless they are to be skipped.
+            UserError: naming each of them, if `data.on_bad` is `raise`.
         """
         if bad and self._on_bad == "raise":
             raise UserError(
                 f"{len(bad)} unreadable image(s):\n    "
                 + "\n    ".join(f"{root / file.path}: {file.reason}" for file in bad),
                 where="data",
-                remedy="mend or remove them and start a new run folder, or leave them out with data.on_bad=skip",
+                remedy="repair or remove them and start a new run folder, or skip them with data.on_bad=skip",
             )
         self.skipped += bad
 
     @property
     def files(self) -> list[BadFile]:
-        """Each file once, by position."""
+        """Each skipped file once, in order of position."""
         return sorted({file.position: file for file in self.skipped}.values(), key=lambda file: file.position)
 
 
 def write(path: Path, files: Mapping[str, Sequence[BadFile]]) -> None:
-    """A table of the files left out of each split; none is written where there are none."""
+    """Write a table of the skipped files of each split; no file if there are none."""
     rows = [(split, file.path, file.reason) for split, bad in files.items() for file in bad]
     if rows:
         table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -64,14 +64,14 @@ def write(path: Path, files: Mapping[str, Sequence[BadFile]]) -> None:
 
 
 def gather(run: RunFolder) -> pd.DataFrame:
-    """Every file that any stage of the run left out, once: split, img_path, reason."""
+    """Every file that any stage of the run skipped, once: split, img_path, reason."""
     parts = [pd.DataFrame(columns=list(COLUMNS))]
     parts += [pd.read_csv(path, dtype=str, keep_default_na=False) for path in tables(run)]
     return pd.concat(parts, ignore_index=True).drop_duplicates(["split", "img_path"], ignore_index=True)
 
 
 def tables(run: RunFolder) -> list[Path]:
-    """The tables that were written."""
+    """The existing tables of skipped files in the run folder."""
     return [
         path
         for folder in (run.teacher, run.rank, *sorted(run.evaluate.glob("*")))

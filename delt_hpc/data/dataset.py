@@ -1,4 +1,4 @@
-"""A run's data set: found, checked and written down once; every stage opens what was written down."""
+"""A run's data set: found, checked and recorded in the run folder once; every stage opens that record."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +27,11 @@ def root_of(data: Data) -> Path:
 
 
 def prepare(config: Config, run: RunFolder) -> Dataset:
-    """The run's data set; looked for and written down at the first call.
+    """The run's data set; the first call finds it and records it in the run folder.
 
     Raises:
-        UserError: not found, not as configured, overlapping the run folder, or a class below `select.ipc` images.
+        UserError: the data set is not found, differs from the configuration, overlaps the run folder, or has a class
+            with fewer than `select.ipc` images.
     """
     _refuse_overlap(config, run)
     if not run.dataset.exists():
@@ -40,7 +41,7 @@ def prepare(config: Config, run: RunFolder) -> Dataset:
         raise UserError(
             "was set up with another configuration:\n    " + "\n    ".join(found),
             where=str(run.root),
-            remedy="give another run folder (--run) or set the value back",
+            remedy="choose another run folder (--run) or restore the value",
         )
     dataset = open_dataset(config, run)
     _refuse_small_classes(config, dataset)
@@ -48,7 +49,7 @@ def prepare(config: Config, run: RunFolder) -> Dataset:
 
 
 def open_dataset(config: Config, run: RunFolder) -> Dataset:
-    """What `prepare` has written down."""
+    """The data set as recorded by `prepare`."""
     root = root_of(config.data)
     return Dataset(
         DatasetSpec.from_json(read_json(run.dataset)["spec"]),
@@ -87,47 +88,45 @@ def _set_up(config: Config, run: RunFolder) -> None:
 
 
 def _values(config: Config) -> dict[str, object]:
-    """What the data set as it is written down depends on; the seed, where it draws the images that are measured."""
+    """The configuration values the record depends on; the seed too, if it selects the images to measure."""
     plain = config.data.model_dump(mode="json")
     values = {f"data.{name}": plain[name] for name, field in Data.model_fields.items() if not is_free(field)}
     return values | ({"seed": config.seed} if config.data.mean == "measure" else {})
 
 
 def _refuse_paths(folders: Sequence[str]) -> None:
-    """A class is one folder below the split, and later one below distilled/."""
+    """A class is one folder below the split, and later one folder below distilled/."""
     paths = [repr(folder) for folder in folders if folder in ("", ".", "..") or "/" in folder]
     if paths:
-        raise UserError(
-            f"{some(paths)} cannot name a class", where="data.classes", expected="names of folders, without any `/`"
-        )
+        raise UserError(f"{some(paths)} cannot name a class", where="data.classes", expected="folder names without `/`")
 
 
 def _refuse_overlap(config: Config, run: RunFolder) -> None:
-    """A run folder inside the images would be taken for a class; images inside a run folder be deleted with it."""
+    """A run folder inside the images would be read as a class; images in a run folder would be deleted with it."""
     root, output = root_of(config.data), run.root.resolve()
     inputs = {"data.root": root, "data.train": root / config.data.train, "data.val": root / config.data.val}
     for key, folder in inputs.items():
-        given = folder.resolve()
-        if output == given or output.is_relative_to(given) or given.is_relative_to(output):
+        source = folder.resolve()
+        if output == source or output.is_relative_to(source) or source.is_relative_to(output):
             raise UserError(
                 f"the run folder {run.root} and the data set {folder} overlap",
                 where=key,
                 expected="two folders, neither inside the other",
-                remedy="give another run folder (--run)",
+                remedy="choose another run folder (--run)",
             )
 
 
 def _refuse_small_classes(config: Config, dataset: Dataset) -> None:
-    need = config.select.ipc
+    ipc = config.select.ipc
     counts = dataset.train.counts(len(dataset.classes))
     small = [
-        f"{folder} has {have}"
-        for folder, have in zip(dataset.classes.folders, counts.tolist(), strict=True)
-        if have < need
+        f"{folder} has {count}"
+        for folder, count in zip(dataset.classes.folders, counts.tolist(), strict=True)
+        if count < ipc
     ]
     if small:
         raise UserError(
-            f"{need} images per class asked for, but {some(small)}",
+            f"{ipc} images per class requested, but {some(small)}",
             where="select.ipc",
             expected=f"at most {int(counts.min())}, the smallest class",
         )

@@ -1,4 +1,4 @@
-"""Which images there are: the class map and the index of each split. Positions in an index name images everywhere."""
+"""The class map, and the index of each split. All modules refer to images by their positions in an index."""
 
 import csv
 import hashlib
@@ -13,14 +13,14 @@ import pandas as pd
 from delt_hpc.errors import UserError, some
 from delt_hpc.run.folder import writing
 
-# torchvision's ImageFolder takes these, whatever their case
+# what torchvision's ImageFolder accepts, in upper or lower case
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _CLASS_COLUMNS = ("index", "folder", "name")
 
 
 @dataclass(frozen=True)
 class ClassMap:
-    """Index -> folder and readable name. The only truth about labels; folders are texts, never numbers."""
+    """Class index -> folder and readable name. The only source of labels; folders are strings, even `00010`."""
 
     folders: tuple[str, ...]
     names: tuple[str, ...]
@@ -36,10 +36,10 @@ class ClassMap:
 
     @staticmethod
     def read(path: Path) -> "ClassMap":
-        """What `write` wrote.
+        """Read what `write` wrote.
 
         Raises:
-            UserError: it is not there, or its rows are not those of classes 0, 1, 2, ...
+            UserError: the file is missing, or its rows are not those of classes 0, 1, 2, ...
         """
         try:
             with path.open(encoding="utf-8", newline="") as file:
@@ -56,10 +56,10 @@ class ClassMap:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The images of a split in class-map order.
+    """The images of a split, in class-map order.
 
     Attributes:
-        root: folder the paths are relative to.
+        root: the folder that the paths are relative to.
         paths: relative paths, POSIX separators; within a class sorted as ImageFolder sorts them.
         labels: class index of each path, int64 [len(paths)], ascending.
     """
@@ -93,10 +93,10 @@ class Index:
 
     @staticmethod
     def read(path: Path, root: Path) -> "Index":
-        """What `write` wrote.
+        """Read what `write` wrote.
 
         Raises:
-            UserError: it is not there, or damaged.
+            UserError: the file is missing or damaged.
         """
         try:
             table = pd.read_csv(path, dtype={"class_index": np.int64, "img_path": str}, keep_default_na=False)
@@ -108,7 +108,7 @@ class Index:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The folders of classes, sorted."""
+    """The names of the class folders, sorted."""
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
@@ -116,10 +116,10 @@ def class_folders(folder: Path) -> list[str]:
             f"cannot be read: {error.strerror}",
             where=str(folder),
             expected="one folder of images per class",
-            remedy="set data.root (and data.train, data.val) to where the data set lies",
+            remedy="set data.root (and data.train, data.val) to the folders of the data set",
         ) from None
     if not found:
-        raise UserError("holds no folders", where=str(folder), expected="one folder of images per class")
+        raise UserError("contains no folders", where=str(folder), expected="one folder of images per class")
     return found
 
 
@@ -127,7 +127,7 @@ def scan(root: Path, folders: Sequence[str]) -> Index:
     """Index of root/<folder>/**: ImageFolder's rules (its extensions, recursive, sorted), classes in the given order.
 
     Raises:
-        UserError: naming every class that has no folder or no images.
+        UserError: naming every class without a folder or without images.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -161,10 +161,12 @@ def _images(root: Path, folder: str) -> Iterable[str]:
 
 
 def _refuse_undecodable_names(root: Path, paths: Sequence[str]) -> None:
-    """A CSV cannot carry names that are no UTF-8, nor lone carriage returns."""
+    """A CSV file cannot hold names that are not UTF-8, nor line breaks in them reliably."""
     bad = [repr(path) for path in paths if "\r" in path or "\n" in path or not _is_utf8(path)]
     if bad:
-        raise UserError(f"file names that no table can hold: {some(bad)}", where=str(root), remedy="rename them")
+        raise UserError(
+            f"file names that are not UTF-8 or contain line breaks: {some(bad)}", where=str(root), remedy="rename them"
+        )
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,12 +1,12 @@
-"""Batches of images, by one of three backends. Loading returns positions in an index, never classes.
+"""Batches of images from one of three backends, with the positions of the images in an index.
 
-`torchvision` (PIL) is the reference; `dali-cpu` and `dali-gpu` give the same images within 1/255 a pixel, and the same
-draws. Which one read the images is recorded with what was made from them.
+`torchvision` (PIL) is the reference. `dali-cpu` and `dali-gpu` make the same random draws, and their pixels differ from
+the reference by at most 1/255. The backend is recorded with every result.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +22,7 @@ from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.epochs import TrainingBatch, steps
 from delt_hpc.data.index import Index
-from delt_hpc.data.transforms import Augmentation
+from delt_hpc.data.transforms import Augmentation, normalise, quantise
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import Key
 
@@ -31,13 +31,14 @@ Backend = Literal["dali-gpu", "dali-cpu", "torchvision"]
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """How a process reads images.
+    """Settings of image loading.
 
     Attributes:
-        device: where the images go.
-        workers: threads of DALI, or worker processes of the PIL loader; 0 reads in this process.
-        cache_mib: decoded images are kept up to this size, MiB.
-        on_bad: what becomes of unreadable files.
+        loader: the backend, or `auto`.
+        device: the device on which batches are delivered.
+        workers: number of DALI threads, or of worker processes of the PIL loader; 0 loads in this process.
+        cache_mib: memory for decoded images, MiB.
+        on_bad: whether an unreadable file is an error or is skipped.
     """
 
     loader: Loader
@@ -47,10 +48,10 @@ class LoaderConfig:
     on_bad: OnBad = "raise"
 
     def backend(self, *, training: bool) -> Backend:
-        """The backend for evaluation or for training images.
+        """The backend of the training or the evaluation transform.
 
-        `auto` is DALI on a GPU. On a CPU it is DALI for evaluation images; for training images it is PIL, which is
-        faster there. Without DALI it is PIL.
+        `auto` is DALI on a GPU. On a CPU it is DALI for the evaluation transform and PIL for the training transform,
+        whichever is faster. Without DALI it is PIL.
         """
         if self.loader != "auto":
             return self.loader
@@ -61,14 +62,18 @@ class LoaderConfig:
         return "torchvision" if training else "dali-cpu"
 
     def facts(self, *, training: bool) -> dict[str, str]:
-        """What is recorded with results: the backend, and the versions of what decoded."""
+        """What is recorded with results: the backend, and the versions of the packages that decode images."""
         backend = self.backend(training=training)
         packages = ("pillow", "torchvision") if backend == "torchvision" else (_dali_package(), "pillow")
         return {"loader": backend} | {f"loader.{name}": version(name) for name in packages}
 
 
 def check(loader: Loader, device: torch.device) -> None:
-    """Refuse a backend that this machine does not have."""
+    """Check that the backend is available.
+
+    Raises:
+        UserError: DALI is not installed, or its backend does not match the device.
+    """
     if loader.startswith("dali") and not has_dali():
         raise UserError(
             "DALI is not installed",
@@ -76,10 +81,16 @@ def check(loader: Loader, device: torch.device) -> None:
             remedy="install nvidia-dali-cuda130, or set machine.loader=torchvision",
         )
     if loader == "dali-gpu" and device.type != "cuda":
-        raise UserError(f"works on a GPU only, and the device is {device}", where="machine.loader: dali-gpu")
+        raise UserError(
+            "requires a GPU; this run is on the CPU",
+            where="machine.loader: dali-gpu",
+            expected="auto, dali-cpu or torchvision",
+        )
     if loader == "dali-cpu" and device.type == "cuda":
         raise UserError(
-            "works without a GPU only", where="machine.loader: dali-cpu", expected="dali-gpu or torchvision"
+            "loads images for the CPU; this run is on a GPU",
+            where="machine.loader: dali-cpu",
+            expected="auto, dali-gpu or torchvision",
         )
 
 
@@ -88,29 +99,29 @@ def has_dali() -> bool:
 
 
 def images(root: Path, paths: Sequence[str], spec: DatasetSpec, batch_size: int) -> Iterator[Tensor]:
-    """The images of a few files, in order, by the reference backend: float32 [<= batch_size, 3, S, S] on the CPU.
+    """A few files through the reference backend, in order: normalised float32 [<= batch_size, 3, S, S] on the CPU.
 
     Raises:
-        UserError: naming every unreadable file of the batch at hand.
+        UserError: naming every unreadable file of the first batch that has one.
     """
     index = Index(root, tuple(paths), np.zeros(len(paths), dtype=np.int64))
     loader_config = LoaderConfig("torchvision", torch.device("cpu"))
     for batch, _ in evaluation_batches(index, np.arange(len(paths)), spec, batch_size, loader_config, BadFiles()):
-        yield batch
+        yield batch.contiguous()
 
 
 def evaluation_batches(
     index: Index, positions: np.ndarray, spec: DatasetSpec, batch_size: int, loader_config: LoaderConfig, bad: BadFiles
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Every asked image once, in order, under the exact evaluation transform.
+    """The images at the positions, in order, under the evaluation transform: resize and centre crop.
 
     Args:
-        positions: int64 [n], places in the index.
-        bad: takes note of unreadable files.
+        positions: int64 [n], positions in the index.
+        bad: collects unreadable files.
 
     Yields:
-        images float32 [B, 3, S, S] normalised on the device, and their positions int64 [B]; the last batch is smaller
-        where the count asks for it, and so is one with files that were skipped.
+        Normalised images float32 [B, 3, S, S] on the device, and their positions int64 [B]. The last batch may be
+        smaller, and so is a batch with skipped files.
 
     Raises:
         UserError: naming unreadable files, unless they are skipped.
@@ -129,10 +140,10 @@ def evaluation_batches(
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Images of an index under random augmentation, reshuffled every epoch.
+    """Images of an index under random augmentation, reshuffled in every epoch.
 
-    Every draw is a function of (key, epoch, position): batches do not depend on backend, workers, caching or restarts
-    beyond the pixels' last bit.
+    Every random draw is a function of (key, epoch, position). So batches do not depend on workers, caching or restarts,
+    and those of different backends differ by at most 1/255 a pixel.
     """
 
     index: Index
@@ -148,10 +159,9 @@ class TrainingSet:
         object.__setattr__(self, "bad", BadFiles(self.loader_config.on_bad))
 
     def batches(self, first: int, last: int) -> Iterator[TrainingBatch]:
-        """The batches of epochs first..last-1, one epoch after the other without a pause.
+        """The batches of epochs first..last-1, in one stream: loading does not pause between epochs.
 
-        The last batch of an epoch is smaller where the count asks for it; a single left-over image joins the batch
-        before it, since BatchNorm cannot be trained on one.
+        How an epoch is divided into batches is described at `epochs.shuffled_batches`.
         """
         loader_config = self.loader_config
         batches: Iterator[TrainingBatch] = _module(loader_config, training=True).training_batches(
@@ -165,12 +175,12 @@ class TrainingSet:
             device=loader_config.device,
             threads=_threads(loader_config, training=True),
             bad=self.bad,
-            keep_mib=loader_config.cache_mib,
+            cache_mib=loader_config.cache_mib,
         )
         return batches
 
     def steps(self) -> int:
-        """Batches an epoch, where no file is bad."""
+        """Number of batches in an epoch, if no file is unreadable."""
         return steps(len(self.positions), self.batch_size)
 
     def labels(self, batch: TrainingBatch) -> Tensor:
@@ -179,38 +189,42 @@ class TrainingSet:
 
 
 class ValidationSet:
-    """All images of an index under the evaluation transform, kept on the device where they fit the cache.
+    """All images of an index under the evaluation transform, cached on the device as uint8 if they fit.
+
+    Cached images are normalised again in every pass, which takes a quarter of the memory of float32 images.
 
     Attributes:
-        bad: the files that were left out.
+        bad: the files that were skipped.
     """
 
     def __init__(self, index: Index, spec: DatasetSpec, batch_size: int, loader_config: LoaderConfig) -> None:
-        self._index, self._spec, self._batch_size, self._reading = index, spec, batch_size, loader_config
-        self._keep = len(index) * spec.size**2 * 3 * 4 <= loader_config.cache_mib * 2**20
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._index, self._spec, self._batch_size, self._loader_config = index, spec, batch_size, loader_config
+        self._fits = len(index) * spec.size**2 * 3 <= loader_config.cache_mib * 2**20
+        self._cache: list[tuple[Tensor, Tensor]] = []
         self.bad = BadFiles(loader_config.on_bad)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [B, 3, S, S] normalised and labels int64 [B], on the device."""
-        if self._kept:
-            yield from self._kept
-            return
+        """Normalised images [B, 3, S, S] in channels_last memory format and labels int64 [B], on the device."""
+        for pixels, labels in self._cache or self._read():
+            yield normalise(pixels, self._spec), labels
+
+    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels uint8 [B, S, S, 3] and labels, from the files."""
         read: list[tuple[Tensor, Tensor]] = []
-        everything = np.arange(len(self._index))
-        stream = evaluation_batches(self._index, everything, self._spec, self._batch_size, self._reading, self.bad)
-        for pixels, positions in stream:
-            batch = pixels, torch.from_numpy(self._index.labels[positions]).to(pixels.device)
-            if self._keep:
+        positions = np.arange(len(self._index))
+        stream = evaluation_batches(self._index, positions, self._spec, self._batch_size, self._loader_config, self.bad)
+        for images, places in stream:
+            batch = quantise(images, self._spec), torch.from_numpy(self._index.labels[places]).to(images.device)
+            if self._fits:
                 read.append(batch)
             yield batch
-        self._kept = read  # only now: a pass that was broken off has not seen every image
+        self._cache = read  # only after a complete pass
 
 
 def _module(loader_config: LoaderConfig, *, training: bool) -> ModuleType:
     if loader_config.backend(training=training) == "torchvision":
         return pil_loader
-    # Imported where it is used, since it may not be installed.
+    # Imported here because DALI may not be installed.
     if training:
         from delt_hpc.data.dali import training as dali_training  # noqa: PLC0415
 
@@ -229,7 +243,5 @@ def _threads(loader_config: LoaderConfig, *, training: bool) -> int:
 
 
 def _dali_package() -> str:
-    """The installed build of DALI."""
-    from importlib.metadata import packages_distributions  # noqa: PLC0415
-
+    """The name of the installed DALI package, e.g. nvidia-dali-cuda130."""
     return next(name for name in packages_distributions()["nvidia"] if name.startswith("nvidia-dali"))

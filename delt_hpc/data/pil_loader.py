@@ -1,4 +1,4 @@
-"""Images through PIL and torchvision, in this process or in workers: the reference, and what is there without DALI."""
+"""The reference loader: PIL and torchvision, in this process or in worker processes. It works without DALI."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from delt_hpc.data.bad_files import BadFile, BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
@@ -17,9 +17,9 @@ from delt_hpc.data.index import Index
 from delt_hpc.data.transforms import Augmentation, BadImageError, Pixels, decode, evaluation, normalise, training
 from delt_hpc.keyed_random import Key, uniforms
 
-# Below this many images the start of worker processes costs more than they save.
-_FEW = 4096
-# PIL keeps an RGB pixel in four bytes.
+# For fewer images, starting worker processes costs more time than they save.
+_MIN_IMAGES_FOR_WORKERS = 4096
+# PIL stores an RGB pixel in four bytes.
 _PIL_BYTES = 4
 
 Item = tuple[int, int]  # epoch, position
@@ -27,14 +27,14 @@ Transform = Callable[[Image.Image, Item], Pixels]
 
 
 class Sample(NamedTuple):
-    """An image, or why there is none."""
+    """An image, or the reason why it cannot be read."""
 
     item: Item
     pixels: Pixels | BadFile
 
 
 class Loaded(NamedTuple):
-    """A batch: pixels uint8 [B, S, S, 3], or None where no file of it was readable."""
+    """A batch: pixels uint8 [B, S, S, 3], or None if none of its files is readable."""
 
     items: list[Item]
     pixels: Tensor | None
@@ -51,8 +51,8 @@ def evaluation_batches(
     threads: int,
     bad: BadFiles,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """As `delt_hpc.data.loader.evaluation_batches`; `threads` worker processes read where there are many images."""
-    source = _Images(index, partial(_evaluate, evaluation(spec)))
+    """See `delt_hpc.data.loader.evaluation_batches`. `threads` worker processes load if there are many images."""
+    source = _ImageDataset(index, partial(_evaluate, evaluation(spec)))
     batches = (
         [(0, position) for position in positions[start : start + batch_size].tolist()]
         for start in range(0, len(positions), batch_size)
@@ -73,12 +73,12 @@ def training_batches(
     device: torch.device,
     threads: int,
     bad: BadFiles,
-    keep_mib: int = 0,
+    cache_mib: int = 0,
 ) -> Iterator[TrainingBatch]:
-    """As `delt_hpc.data.loader.TrainingSet.batches`; decoded images are kept where this process reads them itself."""
+    """See `delt_hpc.data.loader.TrainingSet.batches`. Decoded images are cached if there are no worker processes."""
     workers = _workers(threads, len(positions))
     transform = partial(_augment, training(spec, augmentation), key)
-    source = _Images(index, transform, cache=0 if workers else keep_mib * 2**20)
+    source = _ImageDataset(index, transform, cache_bytes=0 if workers else cache_mib * 2**20)
     batches = (
         [(epoch, position) for position in batch.tolist()]
         for epoch in epochs
@@ -88,7 +88,7 @@ def training_batches(
         yield TrainingBatch(items[0][0], normalise(pixels, spec), np.asarray([position for _, position in items]))
 
 
-# Plain functions rather than closures, so that worker processes can be handed them however they are started.
+# Module-level functions rather than closures, because they are pickled for worker processes.
 def _evaluate(transform: Callable[[Image.Image], Pixels], image: Image.Image, _: Item) -> Pixels:
     return transform(image)
 
@@ -99,15 +99,15 @@ def _augment(
     return transform(image, uniforms(*key, "augment", *item))
 
 
-class _Images(Dataset[Sample]):
-    """One image under its transform; an unreadable one is handed on as such, to be named in the main process.
+class _ImageDataset(Dataset[Sample]):
+    """Images under a transform. An unreadable one is returned as a `BadFile`, for the main process to report.
 
-    Decoded images are kept until they fill `cache` bytes.
+    Decoded images are cached until they fill `cache_bytes`.
     """
 
-    def __init__(self, index: Index, transform: Transform, cache: int = 0) -> None:
-        self.index, self._transform, self._room = index, transform, cache
-        self._kept: dict[int, Image.Image] = {}
+    def __init__(self, index: Index, transform: Transform, cache_bytes: int = 0) -> None:
+        self.index, self._transform, self._free_bytes = index, transform, cache_bytes
+        self._cache: dict[int, Image.Image] = {}
 
     def __getitem__(self, item: Item) -> Sample:
         position = item[1]
@@ -119,25 +119,15 @@ class _Images(Dataset[Sample]):
             return Sample(item, BadFile(position, path, reason))
 
     def _image(self, position: int) -> Image.Image:
-        kept = self._kept.get(position)
-        if kept is not None:
-            return kept
+        cached = self._cache.get(position)
+        if cached is not None:
+            return cached
         image = decode(self.index.root / self.index.paths[position])
         size = image.width * image.height * _PIL_BYTES
-        if size <= self._room:
-            self._kept[position] = image
-            self._room -= size
+        if size <= self._free_bytes:
+            self._cache[position] = image
+            self._free_bytes -= size
         return image
-
-
-class _Batches(Sampler[list[Item]]):
-    """Batches as they come; nothing is listed before it is needed."""
-
-    def __init__(self, batches: Iterable[list[Item]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return iter(self._batches)
 
 
 def _stack(samples: list[Sample]) -> Loaded:
@@ -148,15 +138,15 @@ def _stack(samples: list[Sample]) -> Loaded:
 
 
 def _load(
-    source: _Images, batches: Iterable[list[Item]], workers: int, device: torch.device, bad: BadFiles
+    source: _ImageDataset, batches: Iterable[list[Item]], workers: int, device: torch.device, bad: BadFiles
 ) -> Iterator[tuple[list[Item], Tensor]]:
     loader: DataLoader[Sample] = DataLoader(
         source,
-        batch_sampler=_Batches(batches),
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=_stack,
         pin_memory=device.type == "cuda",
-        # The loader takes a base seed for its workers from torch's generator; nothing here uses it.
+        # Otherwise the loader would draw a base seed for its workers from torch's global generator.
         generator=torch.Generator().manual_seed(0),
     )
     for items, pixels, unreadable in loader:
@@ -165,5 +155,5 @@ def _load(
             yield items, pixels.to(device, non_blocking=True)
 
 
-def _workers(asked: int, images: int) -> int:
-    return asked if images >= _FEW else 0
+def _workers(configured: int, images: int) -> int:
+    return configured if images >= _MIN_IMAGES_FOR_WORKERS else 0

@@ -1,7 +1,7 @@
-"""RandAugment as the published evaluation uses it: `rand-m6-n2-mstd1.0` in timm's notation.
+"""RandAugment of the published evaluation: `rand-m6-n2-mstd1.0` in timm's notation.
 
-Source: Cubuk et al. 2020 (arXiv:1909.13719), with timm's operations, ranges and normally distributed magnitudes. The
-policy's draws are kept apart from its operations, so that every loader applies the same steps to the same image.
+Source: Cubuk et al. 2020 (arXiv:1909.13719), with timm's operations, ranges and normally distributed magnitudes. Steps
+are drawn separately from being applied, so that every loader applies the same steps to an image.
 """
 
 import math
@@ -12,22 +12,21 @@ from PIL import Image, ImageEnhance, ImageOps
 from PIL.Image import Resampling, Transform
 
 LAYERS = 2
-MAGNITUDE, DEVIATION, MOST = 6.0, 1.0, 10.0
+MAGNITUDE, DEVIATION, MAX_MAGNITUDE = 6.0, 1.0, 10.0
 PROBABILITY = 0.5
 FILL = (128, 128, 128)
 SOLARIZE_ADD_BELOW = 128
-# of the image's width or height
-FARTHEST_SHIFT = 0.45
+MAX_TRANSLATION = 0.45  # as a fraction of the image's width or height
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation with everything about it drawn.
+    """One operation with its random values.
 
     Attributes:
         name: which of OPERATIONS.
         argument: in the operation's own unit (degrees, bits, a factor, ...).
-        resampling: of the operations that move pixels.
+        resampling: used by the geometric operations only.
     """
 
     name: str
@@ -41,7 +40,12 @@ Argument = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Operation:
-    """What a step does (`apply`), and its argument as a function of the share 0..1 of the greatest magnitude."""
+    """An operation on an image.
+
+    Attributes:
+        argument: the step's argument as a function of the level, magnitude / MAX_MAGNITUDE, in 0..1.
+        signed: the argument is negated with probability 1/2.
+    """
 
     apply: Apply
     argument: Argument
@@ -49,7 +53,7 @@ class Operation:
 
 
 def _affine(image: Image.Image, step: Step, matrix: tuple[float, ...]) -> Image.Image:
-    """`matrix` takes output to input coordinates."""
+    """`matrix` maps output to input coordinates."""
     return image.transform(image.size, Transform.AFFINE, matrix, resample=step.resampling, fillcolor=FILL)
 
 
@@ -74,7 +78,7 @@ def _rotate(image: Image.Image, step: Step) -> Image.Image:
 
 
 def _posterize(image: Image.Image, step: Step) -> Image.Image:
-    """Keeps the highest bits; none, a black image, is below what Pillow's own function takes."""
+    """Keeps the highest bits. Pillow's own function does not accept 0 bits, which give a black image."""
     mask = 256 - (256 >> int(step.argument))
     return image.point([i & mask for i in range(256)] * 3)
 
@@ -85,52 +89,52 @@ def _solarize_add(image: Image.Image, step: Step) -> Image.Image:
 
 
 def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
-    return Operation(lambda image, step: kind(image).enhance(step.argument), lambda share: share * 1.8 + 0.1)
+    return Operation(lambda image, step: kind(image).enhance(step.argument), lambda level: level * 1.8 + 0.1)
 
 
 def _without_argument(function: Callable[[Image.Image], Image.Image]) -> Operation:
     return Operation(lambda image, _: function(image), lambda _: 0.0)
 
 
-# Posterize and Solarize grow weaker with the magnitude, and the enhancements are strongest at both ends: this is the
-# policy without "inc".
+# As in timm's policy without "inc", Posterize and Solarize become weaker with growing magnitude, and the enhancements
+# are strongest at both ends.
 OPERATIONS: dict[str, Operation] = {
     "AutoContrast": _without_argument(ImageOps.autocontrast),
     "Equalize": _without_argument(ImageOps.equalize),
     "Invert": _without_argument(ImageOps.invert),
-    "Rotate": Operation(_rotate, lambda share: share * 30, signed=True),
-    "Posterize": Operation(_posterize, lambda share: int(share * 4)),
+    "Rotate": Operation(_rotate, lambda level: level * 30, signed=True),
+    "Posterize": Operation(_posterize, lambda level: int(level * 4)),
     "Solarize": Operation(
-        lambda image, step: ImageOps.solarize(image, int(step.argument)), lambda share: int(share * 256)
+        lambda image, step: ImageOps.solarize(image, int(step.argument)), lambda level: int(level * 256)
     ),
-    "SolarizeAdd": Operation(_solarize_add, lambda share: int(share * 110)),
+    "SolarizeAdd": Operation(_solarize_add, lambda level: int(level * 110)),
     "Color": _enhance(ImageEnhance.Color),
     "Contrast": _enhance(ImageEnhance.Contrast),
     "Brightness": _enhance(ImageEnhance.Brightness),
     "Sharpness": _enhance(ImageEnhance.Sharpness),
-    "ShearX": Operation(_shear_x, lambda share: share * 0.3, signed=True),
-    "ShearY": Operation(_shear_y, lambda share: share * 0.3, signed=True),
-    "TranslateXRel": Operation(_translate_x, lambda share: share * FARTHEST_SHIFT, signed=True),
-    "TranslateYRel": Operation(_translate_y, lambda share: share * FARTHEST_SHIFT, signed=True),
+    "ShearX": Operation(_shear_x, lambda level: level * 0.3, signed=True),
+    "ShearY": Operation(_shear_y, lambda level: level * 0.3, signed=True),
+    "TranslateXRel": Operation(_translate_x, lambda level: level * MAX_TRANSLATION, signed=True),
+    "TranslateYRel": Operation(_translate_y, lambda level: level * MAX_TRANSLATION, signed=True),
 }
 NAMES = tuple(OPERATIONS)
 
 
 def normal(uniforms: Iterator[float]) -> float:
-    """A standard normal number out of two uniform ones (Box and Muller 1958)."""
+    """A standard normal number from two uniform ones (Box and Muller 1958)."""
     radius = math.sqrt(-2 * math.log(1 - next(uniforms)))
     return radius * math.cos(2 * math.pi * next(uniforms))
 
 
 def draw_step(uniforms: Iterator[float]) -> Step | None:
-    """The next step, or None where it is left out. Always six numbers of the stream."""
+    """The next step, or None if it is skipped. Always consumes six numbers of the stream."""
     name = NAMES[int(next(uniforms) * len(NAMES))]
     applied = next(uniforms) < PROBABILITY
-    magnitude = min(max(MAGNITUDE + DEVIATION * normal(uniforms), 0.0), MOST)
+    magnitude = min(max(MAGNITUDE + DEVIATION * normal(uniforms), 0.0), MAX_MAGNITUDE)
     negated = next(uniforms) < 0.5
     resampling = Resampling.BILINEAR if next(uniforms) < 0.5 else Resampling.BICUBIC
     operation = OPERATIONS[name]
-    argument = operation.argument(magnitude / MOST)
+    argument = operation.argument(magnitude / MAX_MAGNITUDE)
     return Step(name, -argument if operation.signed and negated else argument, resampling) if applied else None
 
 
@@ -138,11 +142,11 @@ class RandAugment:
     """The policy on PIL images."""
 
     def draw(self, uniforms: Iterator[float]) -> list[Step]:
-        """The steps of one image, none to LAYERS of them; operations are drawn with replacement."""
+        """The steps for one image, at most LAYERS; operations are drawn with replacement."""
         return [step for step in (draw_step(uniforms) for _ in range(LAYERS)) if step]
 
     def __call__(self, image: Image.Image, uniforms: Iterator[float]) -> Image.Image:
-        """An RGB image of the same size. `uniforms` in [0, 1) are the only source of randomness."""
+        """Augment an RGB image. `uniforms`, numbers in [0, 1), are the only source of randomness."""
         for step in self.draw(uniforms):
             image = OPERATIONS[step.name].apply(image, step)
         return image

@@ -1,7 +1,7 @@
-"""Windows of RandomResizedCrop, drawn from a stream of uniform numbers.
+"""Crop windows of RandomResizedCrop, drawn from a stream of uniform numbers.
 
 The distribution is torchvision's: area uniform in `scale`, log aspect ratio uniform in log(3/4)..log(4/3), ten tries,
-then the largest central window whose ratio is allowed.
+then the largest centred window with an allowed ratio.
 """
 
 import math
@@ -25,8 +25,8 @@ def draw_window(uniforms: Iterator[float], height: int, width: int, scale: tuple
     """One window in an image of height x width pixels.
 
     Args:
-        uniforms: numbers in [0, 1); four are taken a try.
-        scale: least and most area, share of the image's.
+        uniforms: numbers in [0, 1); each try consumes four.
+        scale: smallest and largest area, as fractions of the image's area.
     """
     area = height * width
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -37,10 +37,10 @@ def draw_window(uniforms: Iterator[float], height: int, width: int, scale: tuple
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
             return Window(int(u_top * (height - h + 1)), int(u_left * (width - w + 1)), h, w)
-    given = width / height
-    if given < RATIO[0]:
+    aspect = width / height
+    if aspect < RATIO[0]:
         w, h = width, min(height, round(width / RATIO[0]))
-    elif given > RATIO[1]:
+    elif aspect > RATIO[1]:
         w, h = min(width, round(height * RATIO[1])), height
     else:
         w, h = width, height

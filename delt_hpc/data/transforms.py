@@ -1,4 +1,4 @@
-"""From an image file to network input, by PIL and torchvision: the reference every other backend is tested against."""
+"""From image file to network input with PIL and torchvision: the reference for every other backend."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,14 +19,14 @@ Pixels = np.ndarray  # uint8 [height, width, 3]
 
 
 class BadImageError(Exception):
-    """A file that is no readable image: its path and why."""
+    """A file that cannot be read as an image; the message gives its path and the reason."""
 
 
 def decode(path: Path) -> Image.Image:
     """The image as RGB, not rotated by EXIF, as torchvision's ImageFolder reads it.
 
     Raises:
-        BadImageError: missing, empty, truncated or no image.
+        BadImageError: the file is missing, empty, truncated or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -41,11 +41,11 @@ def evaluation(spec: DatasetSpec) -> Callable[[Image.Image], Pixels]:
 
 
 class Augmentation(NamedTuple):
-    """How training images are varied.
+    """Random augmentation of training images.
 
     Attributes:
-        crop_scale: least and most area of the random crop, share of the image's.
-        randaugment: whether the published policy is applied.
+        crop_scale: smallest and largest area of the random crop, as fractions of the image's area.
+        randaugment: whether RandAugment is applied.
     """
 
     crop_scale: tuple[float, float]
@@ -53,14 +53,14 @@ class Augmentation(NamedTuple):
 
 
 def training(spec: DatasetSpec, augmentation: Augmentation) -> Callable[[Image.Image, Iterator[float]], Pixels]:
-    """RandomResizedCrop, mirroring (where the data set allows it) and RandAugment: uint8 [size, size, 3].
+    """RandomResizedCrop, mirroring (if the data set allows it) and RandAugment: uint8 [size, size, 3].
 
-    The transform takes the image and the stream of uniform numbers that its draws come from.
+    The transform takes an image and the stream of uniform numbers for its random draws.
     """
     return partial(_training, spec, augmentation.crop_scale, RandAugment() if augmentation.randaugment else None)
 
 
-# Plain functions rather than closures, so that worker processes can be handed them however they are started.
+# Module-level functions rather than closures, because they are pickled for worker processes.
 def _evaluation(spec: DatasetSpec, image: Image.Image) -> Pixels:
     return np.asarray(tv.center_crop(tv.resize(image, [spec.resize], antialias=True), [spec.size, spec.size]))
 
@@ -83,15 +83,14 @@ def _training(
 
 
 def normalise(pixels: Tensor, spec: DatasetSpec) -> Tensor:
-    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S]: (value / 255 - mean) / std."""
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in channels_last memory format: (value / 255 - mean) / std."""
     mean, std = (torch.tensor(values, device=pixels.device) for values in (spec.mean, spec.std))
-    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
-def quantise(images: Tensor, spec: DatasetSpec, *, truncate: bool = False) -> np.ndarray:
-    """Normalised float [B, 3, S, S] -> uint8 [B, S, S, 3], rounded; `truncate` is the published way."""
+def quantise(images: Tensor, spec: DatasetSpec, *, truncate: bool = False) -> Tensor:
+    """Normalised float [B, 3, S, S] -> uint8 [B, S, S, 3], rounded; `truncate` rounds down, as published."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (spec.mean, spec.std))
     scaled = (images.float() * std + mean).clamp(0, 1) * 255
     whole = scaled.floor() if truncate else scaled.round()
-    array: np.ndarray = whole.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return array
+    return whole.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

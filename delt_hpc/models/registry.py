@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classifiers, their small-stem variants, ConvNet-3..6."""
+"""Networks by name: torchvision's classifiers, their variants for small images, ConvNet-3 to ConvNet-6."""
 
 import difflib
 from functools import cache
@@ -12,38 +12,38 @@ from delt_hpc.models.convnet import ConvNet
 
 SMALL_STEM = "-small-stem"
 _RESNETS = ("resnet", "resnext", "wide_resnet")
-# Their second classifier would answer in training mode only.
+# Networks whose constructor takes options for an auxiliary classifier, which is left out.
 AUXILIARY = ("googlenet", "inception_v3")
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """Every name that `build` takes."""
+    """Every name that `build` accepts."""
     plain = tuple(torchvision.models.list_models(module=torchvision.models))
     small = tuple(name + SMALL_STEM for name in plain if _has_small_stem(name))
     return (*(f"convnet{depth}" for depth in range(3, 7)), *plain, *small)
 
 
 def build(name: str, classes: int, size: int) -> nn.Module:
-    """A network with fresh weights from torch's generator: [B, 3, size, size] -> [B, classes].
+    """A randomly initialised network (torch's global generator): [B, 3, size, size] -> [B, classes].
 
-    `-small-stem` is the usual form for 32 and 64 pixels: a first 3x3 convolution of stride 1 and no max pooling
-    (MobileNetV2: stride 1).
+    `-small-stem` is the usual variant for 32 and 64 pixels: the first convolution is 3x3 with stride 1, without max
+    pooling (MobileNetV2: stride 1).
 
     Raises:
-        UserError: no such network, or images too small for it.
+        UserError: there is no such network, or images are too small for it.
     """
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=3)
         raise UserError(
-            f"`{name}` is no known network",
+            f"`{name}` is not a known network",
             expected=f"e.g. {', '.join(close or names()[:4])}; `delt-hpc models` lists all",
         )
     if name.startswith("convnet") and name[7:].isdigit():
         depth = int(name[7:])
         if size < 2**depth:
             raise UserError(
-                f"`{name}` halves an image {depth} times, {size} pixels are too few", expected=f">= {2**depth}"
+                f"`{name}` halves images {depth} times; {size} pixels are too few", expected=f">= {2**depth}"
             )
         return ConvNet(depth, classes, size)
     plain = name.removesuffix(SMALL_STEM)
@@ -55,11 +55,14 @@ def build(name: str, classes: int, size: int) -> nn.Module:
 
 
 def check(name: str, classes: int, size: int, *, where: str, needs_batch_norm: bool = False) -> None:
-    """Refuse a network that cannot do its part, without computing anything.
+    """Check that a network suits the images, by shapes alone.
 
     Args:
         where: the configuration key, for the message.
-        needs_batch_norm: it is a teacher, whose BatchNorm statistics recovery matches.
+        needs_batch_norm: whether it is the teacher; recovery matches its BatchNorm statistics.
+
+    Raises:
+        UserError: there is no such network, it does not accept the images, or it lacks BatchNorm.
     """
     try:
         network = _without_weights(name, classes, size).eval()
@@ -71,22 +74,22 @@ def check(name: str, classes: int, size: int, *, where: str, needs_batch_norm: b
         with torch.no_grad():
             network(torch.empty(2, 3, size, size, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(f"`{name}` does not take images of {size} x {size}: {error}", where=where) from None
+        raise UserError(f"`{name}` does not accept images of {size} x {size}: {error}", where=where) from None
 
 
 def require_batch_norm(network: nn.Module, name: str, where: str) -> None:
     layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
     if not layers:
         raise UserError(
-            f"`{name}` has no BatchNorm2d with running statistics, and recovery matches the images to just those",
+            f"`{name}` has no BatchNorm2d with running statistics, which recovery needs",
             where=where,
             expected="a network with BatchNorm, e.g. resnet18, mobilenet_v2, convnet3",
         )
 
 
 def _without_weights(name: str, classes: int, size: int) -> nn.Module:
-    """The network as shapes alone."""
-    if name.startswith("regnet"):  # computes its widths with tensors, which must hold numbers
+    """The network on the meta device, where tensors have shapes but no values."""
+    if name.startswith("regnet"):  # its constructor computes widths with tensors, which need values
         with torch.random.fork_rng(devices=[]):
             return build(name, classes, size).to("meta")
     with torch.device("meta"):

@@ -13,13 +13,13 @@ WEIGHTS, CARD, HISTORY = "weights.safetensors", "teacher.json", "history.csv"
 
 
 def load(run: RunFolder, dataset: Dataset, device: torch.device) -> nn.Module:
-    """The network that squeeze left in teacher/: evaluation mode, no gradients for its weights.
+    """The network that squeeze wrote to teacher/, in evaluation mode, its weights without gradients.
 
     Raises:
-        UserError: squeeze has not finished, or its files are damaged.
+        UserError: squeeze is not finished, or its files are damaged.
     """
     if not is_done(run.teacher):
-        raise UserError("there is no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
+        raise UserError("contains no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
     card = read_json(run.teacher / CARD)
     network = build(card["model"], len(dataset.classes), dataset.spec.size)
     path = run.teacher / WEIGHTS

@@ -1,4 +1,4 @@
-"""Weights of networks: state dicts read from files, torchvision's by name, and a clear word about what does not fit."""
+"""Weights of networks: state dicts from files and from torchvision, with errors that name what does not fit."""
 
 import pickle
 import re
@@ -23,30 +23,30 @@ State = dict[str, Tensor]
 
 
 def read(path: Path) -> State:
-    """A state dict from .safetensors, or from torch's format without executing anything in it.
+    """Read a state dict from .safetensors, or from torch's format without executing code in it.
 
-    The usual wrappings are taken off: {"model": ...}, {"state_dict": ...}, `module.` and `_orig_mod.` before each key.
+    The usual wrappers are removed: {"model": ...}, {"state_dict": ...}, and the prefixes `module.` and `_orig_mod.`.
 
     Raises:
-        UserError: the file cannot be read, or holds no state dict.
+        UserError: the file cannot be read, or contains no state dict.
     """
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     except FileNotFoundError:
-        raise UserError("there is no such file", where=str(path)) from None
+        raise UserError("does not exist", where=str(path)) from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot be read as weights: {error}", where=str(path)) from None
     while isinstance(content, dict) and not _is_state(content):
         inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), None)
         if inner is None:
             raise UserError(
-                f"holds no state dict; its keys are {some([repr(key) for key in content], 8)}",
+                f"contains no state dict; its keys are {some([repr(key) for key in content], 8)}",
                 where=str(path),
-                expected=f"tensors by name, bare or below one of {', '.join(_WRAPPERS)}",
+                expected=f"tensors by name, at the top level or under one of {', '.join(_WRAPPERS)}",
             )
         content = inner
     if not isinstance(content, dict):
-        raise UserError(f"holds a {type(content).__name__}", where=str(path), expected="a state dict")
+        raise UserError(f"contains a {type(content).__name__}", where=str(path), expected="a state dict")
     state: State = dict(content)
     for prefix in _PREFIXES * 2:
         if all(key.startswith(prefix) for key in state):
@@ -55,13 +55,13 @@ def read(path: Path) -> State:
 
 
 def fit(network: nn.Module, state: State, where: str) -> None:
-    """Load `state` into `network`, every key of it and no other.
+    """Load `state` into `network`; their keys must be the same.
 
     Raises:
-        UserError: naming each key that is missing, unknown or of another shape.
+        UserError: naming the keys that are missing, unknown or of another shape.
     """
     wanted = network.state_dict()
-    # Older files carry no step counter of BatchNorm, which inference does not use.
+    # Older files lack BatchNorm's step counter, which inference does not use.
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in wanted]
     shapes = [
@@ -80,32 +80,36 @@ def fit(network: nn.Module, state: State, where: str) -> None:
             where=where,
             remedy="check teacher.model (small images want a -small-stem network) and the number of classes",
         )
-    # Into the network's own dictionary, for it carries the version that MNASNet asks for.
+    # The network's own dictionary carries the version metadata that MNASNet needs.
     wanted.update(state)
     network.load_state_dict(wanted)
 
 
 def check_torchvision(name: str, weights: str, classes: int) -> Any:
-    """torchvision's weights of that name, if they suit the network and the number of classes."""
+    """torchvision's weights of that name.
+
+    Raises:
+        UserError: there are no such weights, or they do not suit the network, its input or the number of classes.
+    """
     if name.endswith(SMALL_STEM) or name not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(f"torchvision has no weights for `{name}`", where="teacher.weights")
     if name in AUXILIARY:
         raise UserError(
-            f"torchvision's weights for `{name}` want images normalised in another way than every other network",
+            f"torchvision's weights for `{name}` need images normalised differently from all other networks",
             where="teacher.weights",
-            remedy="take another network, or train this one (teacher.source: train)",
+            remedy="choose another network, or train this one (teacher.source: train)",
         )
     known = torchvision.models.get_model_weights(name)
-    named = [each for each in known.__members__ if each != "DEFAULT"]  # which may change with torchvision
-    if weights not in named:
+    available = [member for member in known.__members__ if member != "DEFAULT"]  # may change with torchvision
+    if weights not in available:
         raise UserError(
-            f"torchvision has no `{weights}` for `{name}`", where="teacher.weights", expected=", ".join(named)
+            f"torchvision has no `{weights}` for `{name}`", where="teacher.weights", expected=", ".join(available)
         )
     member = known[weights]
     trained = len(member.meta["categories"] or ())  # None: features without a classifier
     if trained != classes:
         raise UserError(
-            f"`{weights}` knows {trained} classes, the data set has {classes}",
+            f"`{weights}` has {trained} classes, the data set has {classes}",
             where="teacher.weights",
             remedy="train the teacher (teacher.source: train) or give a checkpoint made for these classes",
         )
@@ -113,22 +117,26 @@ def check_torchvision(name: str, weights: str, classes: int) -> Any:
 
 
 def download(member: Any) -> State:
-    """The state dict of torchvision's weights, from torch's cache or the network."""
+    """The state dict of torchvision's weights, from torch's cache or downloaded.
+
+    Raises:
+        UserError: the download fails or is damaged.
+    """
     try:
         state: State = member.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{member} cannot be fetched: {error}",
+            f"{member} cannot be downloaded: {error}",
             where="teacher.weights",
-            remedy="fetch it on a machine with a network, copy the file here and name it in teacher.checkpoint"
+            remedy="download it on a machine with network access, copy it here and set teacher.checkpoint to the file"
             " (teacher.source: checkpoint)",
         ) from None
-    # DenseNet's files are older than the names of its layers.
+    # DenseNet's files use old names of its layers.
     return {_DENSENET.sub(r"\1\2.", key): tensor for key, tensor in state.items()}
 
 
 def write(path: Path, state: State) -> None:
-    """A safetensors file, complete or not at all."""
+    """Write a safetensors file, atomically."""
     with writing(path) as file:
         file.write(save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}))
 
@@ -138,18 +146,18 @@ def _torch_load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle fails in every way there is
+    except Exception as error:  # a damaged pickle can raise anything
         foreign = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if foreign:
             raise UserError(
-                f"holds more than weights ({foreign[1]}), and nothing in it is executed",
+                f"contains more than weights ({foreign[1]}), which is not loaded because it could execute code",
                 where=str(path),
                 remedy="save the state dict alone: torch.save(model.state_dict(), FILE)",
             ) from None
         raise UserError(
-            "is damaged, or no file of weights",
+            "is damaged, or not a file of weights",
             where=str(path),
-            expected="what torch.save(model.state_dict(), FILE) writes, or .safetensors",
+            expected="a file written by torch.save(model.state_dict(), FILE), or .safetensors",
         ) from None
 
 

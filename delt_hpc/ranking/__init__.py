@@ -1,1 +1,1 @@
-"""Scores of the training images, their table, and the choice of images by them."""
+"""Scores of the training images, the ranking table, and the selection of images from it."""

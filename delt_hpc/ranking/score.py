@@ -5,26 +5,21 @@ import torch
 from torch import Tensor, nn
 
 from delt_hpc.config.schema import ScorePrecision
-from delt_hpc.training.loop import autocast
-
-
-def prepare(network: nn.Module, device: torch.device) -> nn.Module:
-    """The memory format in which half-precision convolutions are fast on a GPU."""
-    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
+from delt_hpc.training.precision import autocast, scoring_dtype
 
 
 def scores(network: nn.Module, images: Tensor, labels: np.ndarray, precision: ScorePrecision) -> np.ndarray:
     """softmax(logits)[true class] of each image, float64 [B].
 
-    The softmax is taken in float64, so that images are told apart of which the teacher is all but certain.
+    The softmax is taken in float64, to tell apart images that the teacher is almost certain of.
 
     Args:
-        network: frozen, evaluation mode.
-        images: [B, 3, S, S] normalised.
+        network: frozen, in evaluation mode; fastest in channels_last memory format.
+        images: normalised, [B, 3, S, S].
         labels: int64 [B].
     """
-    with torch.inference_mode(), autocast(images.device, precision, auto=torch.float16):
-        logits = network(images.contiguous(memory_format=torch.channels_last) if images.is_cuda else images)
-    chances = logits.double().softmax(1).gather(1, torch.from_numpy(labels).to(images.device)[:, None])
-    array: np.ndarray = chances.squeeze(1).cpu().numpy()
-    return array
+    with torch.inference_mode(), autocast(images.device, scoring_dtype(precision, images.device)):
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    classes = torch.from_numpy(labels).to(images.device)[:, None]
+    probabilities: np.ndarray = logits.double().softmax(1).gather(1, classes).squeeze(1).cpu().numpy()
+    return probabilities

@@ -1,4 +1,4 @@
-"""The ranking: score of every training image, a table in class-map order, best first. Paths and classes stay texts."""
+"""The ranking: a table of the scores of all training images, in class-map order, within a class best first."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _TYPES = {"img_path": str, "class": str, "class_index": np.int64}
 
 
 def rank_class(index: Index, positions: np.ndarray, scores: np.ndarray, folder: str, class_index: int) -> pd.DataFrame:
-    """The ranking of one class: score descending, equal scores by path."""
+    """The ranking of one class: by descending score, equal scores by path."""
     table = pd.DataFrame(
         {
             "score": scores.astype(np.float64),
@@ -27,23 +27,23 @@ def rank_class(index: Index, positions: np.ndarray, scores: np.ndarray, folder: 
 
 
 def write_ranking(path: Path, table: pd.DataFrame) -> None:
-    """CSV; a float64 score is written with the digits that give it back exactly."""
+    """Write a CSV file, with enough digits to read back the float64 scores exactly."""
     write_csv(path, lambda file: table.to_csv(file, index=False, columns=list(COLUMNS)))
 
 
 def read_ranking(path: Path) -> pd.DataFrame:
-    """A ranking that this package wrote."""
-    # Python's own float() reads back exactly what was written; pandas' fast parser may be off by a bit.
+    """Read a ranking that `write_ranking` wrote."""
+    # Python's float() reads back the exact value; pandas' fast parser may be wrong in the last bit.
     return pd.read_csv(path, dtype=_TYPES, converters={"score": float}, keep_default_na=False)
 
 
 def read_given(path: Path, index: Index, classes: ClassMap) -> pd.DataFrame:
-    """A ranking made elsewhere, with columns score, img_path, class, brought into class-map order.
+    """Read a ranking from elsewhere, with columns score, img_path, class, and bring it into class-map order.
 
-    img_path may be relative to the training folder or end in such a path; every training image must be there once.
+    img_path is relative to the training folder or ends in such a path. Every training image must appear once.
 
     Raises:
-        UserError: naming what is missing, unknown, double or no number.
+        UserError: naming columns and images that are missing, unknown images, duplicates, and invalid scores.
     """
     where = f"rank.csv: {path}"
     try:
@@ -56,18 +56,18 @@ def read_given(path: Path, index: Index, classes: ClassMap) -> pd.DataFrame:
     scores = pd.to_numeric(table["score"], errors="coerce")
     bad = table.index[~np.isfinite(scores)]
     if len(bad):
-        raise UserError(f"line {bad[0] + 2}: score {table['score'][bad[0]]!r} is no finite number", where=where)
-    place = {name: i for i, name in enumerate(index.paths)}
-    depth = {path.count("/") + 1 for path in index.paths}
-    found = [_locate(given, place, depth) for given in table["img_path"]]
-    lost = [given for given, position in zip(table["img_path"], found, strict=True) if position is None]
-    if lost:
-        raise UserError(f"{len(lost)} images are not in the training set: {some(lost, 5)}", where=where)
-    positions = np.asarray(found, dtype=np.int64)
+        raise UserError(f"line {bad[0] + 2}: score {table['score'][bad[0]]!r} is not a finite number", where=where)
+    position_of = {path: position for position, path in enumerate(index.paths)}
+    depths = {path.count("/") + 1 for path in index.paths}
+    located = [_locate(path, position_of, depths) for path in table["img_path"]]
+    unknown = [path for path, position in zip(table["img_path"], located, strict=True) if position is None]
+    if unknown:
+        raise UserError(f"{len(unknown)} images are not in the training set: {some(unknown, 5)}", where=where)
+    positions = np.asarray(located, dtype=np.int64)
     counts = np.bincount(positions, minlength=len(index))
     wrong = [f"{index.paths[i]} ({counts[i]} times)" for i in np.flatnonzero(counts != 1)]
     if wrong:
-        raise UserError(f"{len(wrong)} training images are not there exactly once: {some(wrong, 5)}", where=where)
+        raise UserError(f"{len(wrong)} training images do not appear exactly once: {some(wrong, 5)}", where=where)
     labels = index.labels[positions]
     other = [
         f"{p}: {c!r}"
@@ -76,9 +76,9 @@ def read_given(path: Path, index: Index, classes: ClassMap) -> pd.DataFrame:
     ]
     if other:
         raise UserError(
-            f"{len(other)} images carry another class than their folder: {some(other, 5)}",
+            f"{len(other)} images have a class that differs from their folder: {some(other, 5)}",
             where=where,
-            expected="the class folder as text (`00010`, not 10)",
+            expected="the class folder as a string (`00010`, not 10)",
         )
     exact = scores.to_numpy(np.float64)
     return pd.concat(
@@ -90,7 +90,8 @@ def read_given(path: Path, index: Index, classes: ClassMap) -> pd.DataFrame:
     )
 
 
-def _locate(given: str, place: dict[str, int], depths: set[int]) -> int | None:
-    parts = given.replace("\\", "/").split("/")
+def _locate(path: str, position_of: dict[str, int], depths: set[int]) -> int | None:
+    """Position of the path, or of its longest tail, among the training images."""
+    parts = path.replace("\\", "/").split("/")
     tails = ("/".join(parts[-depth:]) for depth in sorted(depths, reverse=True))
-    return next((place[path] for path in (given, *tails) if path in place), None)
+    return next((position_of[name] for name in (path, *tails) if name in position_of), None)

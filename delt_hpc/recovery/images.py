@@ -70,7 +70,7 @@ def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_forma
         optimised: float [N, 3, S, S], normalised.
         folder: of the batch.
     """
-    pixels = quantise(optimised, spec, truncate=image_format == "jpeg75")
+    pixels = quantise(optimised, spec, truncate=image_format == "jpeg75").cpu().numpy()
     for entry, image_pixels in zip(batch.entries, pixels, strict=True):
         with writing(folder / file_name(entry.class_index, entry.number, image_format)) as file:
             file.write(encode(image_pixels, image_format))

@@ -23,7 +23,8 @@ from delt_hpc.models.registry import build
 from delt_hpc.ranking import selection
 from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
-from delt_hpc.training.loop import Outcome, Training, autocast, write_history
+from delt_hpc.training.loop import Outcome, Training, write_history
+from delt_hpc.training.precision import autocast, training_dtype
 from delt_hpc.training.trial import Trial, trials
 
 RESULT, HISTORY = "result.json", "history.csv"
@@ -38,7 +39,8 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
     if not wanted:
         return
     _require_inputs(context, wanted)
-    network, val = teacher.load(context.run, context.dataset, context.device), context.validation_set()
+    network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
+    val = context.validation_set()
     for number, trial in enumerate(wanted, start=1):
         folder = folders[trial]
         folder.start()
@@ -91,7 +93,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
     # Arms share their draws, so that they differ by images and labels alone.
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
         student = build(trial.student, len(dataset.classes), dataset.spec.size).to(context.device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(student.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     index = _index(context, trial)
     least, most = config.crop_scale
     return Training(
@@ -146,7 +148,7 @@ def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor,
     temperature = config.temperature or (4.0 if config.mix == "mixup" else 20.0)
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(images.device, config.precision):
+        with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
             answer = network(images)
         return F.kl_div(
             F.log_softmax(output.float() / temperature, 1),

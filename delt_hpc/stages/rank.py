@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.loader import evaluation_batches
 from delt_hpc.models import teacher
-from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
 from delt_hpc.run import stop
 from delt_hpc.run.folder import stamp
@@ -55,7 +56,7 @@ def _score(context: Context, stage: StageFolder, wanted: list[int]) -> None:
         context.dataset.spec,
         context.loader_config,
     )
-    network = prepare(teacher.load(context.run, context.dataset, context.device), context.device)
+    network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
     positions = np.concatenate([index.positions(c, c) for c in wanted])
     results = np.full(len(index), np.nan)
     bad, finished = BadFiles(loader_config.on_bad), 0

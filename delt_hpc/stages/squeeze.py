@@ -18,7 +18,7 @@ from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
-from delt_hpc.training.loop import Outcome, Training, accuracy, write_history
+from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
 
 
 def squeeze(context: Context) -> None:
@@ -45,7 +45,7 @@ def squeeze(context: Context) -> None:
         weights.fit(network, state, card["weights"])
         network.to(context.device)
         val = context.validation_set()
-        card["val_accuracy"] = accuracy(network, val, config.squeeze.precision)
+        card["val_accuracy"] = accuracies([network], val, config.squeeze.precision)[0]
         folder.list_skipped({"val": val.bad.files})
     card["bn_layers"] = sum(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     card["parameters"] = sum(p.numel() for p in network.parameters())
@@ -78,6 +78,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         lr=squeeze.lr,
         momentum=squeeze.momentum,
         nesterov=squeeze.momentum > 0,
+        fused=True,
     )
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -2,20 +2,18 @@
 
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from delt_hpc.config.schema import Precision, ScorePrecision
+from delt_hpc.config.schema import Precision
 from delt_hpc.data.epochs import TrainingBatch
 from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.errors import UserError
@@ -23,13 +21,15 @@ from delt_hpc.keyed_random import seeded
 from delt_hpc.run import stop
 from delt_hpc.run.folder import write_csv, writing
 from delt_hpc.run.progress import Bar
+from delt_hpc.training.average import MovingAverage
+from delt_hpc.training.precision import autocast, training_dtype
 
 CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass
 class Epoch:
-    """What one epoch brought; accuracies are percent top-1, None where the epoch was not validated."""
+    """Figures of one epoch; accuracies are top-1 in percent, None if the epoch was not validated."""
 
     epoch: int
     lr: float
@@ -43,8 +43,9 @@ class Outcome:
     """A finished training.
 
     Attributes:
-        seconds: wall clock over all restarts.
-        data_wait_s: of it, waiting for images.
+        history: one row an epoch.
+        seconds: wall clock, summed over restarts.
+        data_wait_s: the part of it spent waiting for images.
     """
 
     history: list[Epoch] = field(default_factory=list)
@@ -66,14 +67,19 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A training that a kill cannot lose: restarted, it goes on from its last checkpoint to the same result.
+    """A training that resumes from its last checkpoint and then ends with the same result as an undisturbed one.
+
+    The model and its images are kept in channels_last memory format, in which convolutions are fastest.
 
     Attributes:
-        lr: learning rate as a function of the epoch; with a fraction where `lr_per_step`.
-        loss: from the model's output on a batch of images [B, 3, S, S] and their labels [B] to a scalar.
-        mix: changes a batch's images and labels before the step: (images, labels, epoch, step).
-        ema_decay: None trains no averaged model.
+        lr: learning rate as a function of the epoch; the epoch has a fraction if `lr_per_step`.
+        loss: (outputs [B, classes], images [B, 3, S, S], labels) -> scalar, under autocast.
+        precision: autocast type of training and validation.
+        validate_every: epochs between two validations; the last epoch is always validated.
         checkpoint: file of the state between two epochs.
+        mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
+        ema_decay: final decay of the averaged model; None trains no averaged model.
+        checkpoint_seconds: least time between two checkpoints.
     """
 
     model: nn.Module
@@ -92,12 +98,13 @@ class Training:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def run(self, bar: Bar) -> Outcome:
-        """Train to the last epoch; the bar counts steps."""
-        average = (
-            None
-            if self.ema_decay is None
-            else AveragedModel(self.model, multi_avg_fn=warm_average(self.ema_decay), use_buffers=True)
-        )
+        """Train to the last epoch; the bar counts steps.
+
+        Raises:
+            UserError: no training image is readable.
+        """
+        self.model.to(memory_format=torch.channels_last)
+        average = None if self.ema_decay is None else MovingAverage(self.model, self.ema_decay)
         outcome = self._resume(average)
         bar.resume(len(outcome.history) * self.train.steps())
         began = saved = time.monotonic()
@@ -109,8 +116,9 @@ class Training:
                 row, waited = self._epoch(epoch, batches, average, bar)
             last = epoch + 1 == self.epochs
             if last or (epoch + 1) % self.validate_every == 0:
-                row.val_accuracy = accuracy(self.model, self.val, self.precision)
-                row.ema_accuracy = accuracy(average, self.val, self.precision) if average else None
+                networks = [self.model, average.model] if average else [self.model]
+                row.val_accuracy, *ema = accuracies(networks, self.val, self.precision)
+                row.ema_accuracy = ema[0] if ema else None
             outcome.history.append(row)
             outcome.data_wait_s += waited
             outcome.seconds = before + time.monotonic() - began
@@ -122,31 +130,35 @@ class Training:
         return outcome
 
     def _epoch(
-        self, epoch: int, batches: Iterable[TrainingBatch], average: AveragedModel | None, bar: Bar
+        self, epoch: int, batches: Iterable[TrainingBatch], average: MovingAverage | None, bar: Bar
     ) -> tuple[Epoch, float]:
+        """Train for one epoch. Nothing in it waits for the GPU but the loss, which is read at the end."""
         self.model.train()
-        steps = self.train.steps()
-        total, waited, asked = torch.zeros((), device=self.train.loader_config.device), 0.0, time.perf_counter()
+        device = self.train.loader_config.device
+        dtype, steps = training_dtype(self.precision, device), self.train.steps()
+        total, waited, requested = torch.zeros((), device=device), 0.0, time.perf_counter()
         for step, batch in enumerate(batches):
-            waited += time.perf_counter() - asked
-            images, labels = batch.images, self.train.labels(batch)
+            waited += time.perf_counter() - requested
+            images, targets = batch.images, self.train.labels(batch)
+            if self.mix:
+                images, targets = self.mix(images, targets, epoch, step)
+            images = images.contiguous(memory_format=torch.channels_last)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr(epoch + step / steps if self.lr_per_step else epoch)
-            mixed, targets = self.mix(images, labels, epoch, step) if self.mix else (images, labels)
-            with autocast(mixed.device, self.precision):
-                loss = self.loss(self.model(mixed), mixed, targets)
+            with autocast(device, dtype):
+                loss = self.loss(self.model(images), images, targets)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             if average:
-                average.update_parameters(self.model)
+                average.update(self.model)
             total += loss.detach()
             bar.advance(1, f"epoch {epoch + 1}/{self.epochs}")
             stop.check()
-            asked = time.perf_counter()
+            requested = time.perf_counter()
         return Epoch(epoch, self.optimizer.param_groups[0]["lr"], total.item() / (step + 1)), waited
 
-    def _save(self, outcome: Outcome, average: AveragedModel | None) -> None:
+    def _save(self, outcome: Outcome, average: MovingAverage | None) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -160,7 +172,7 @@ class Training:
         with writing(self.checkpoint) as file:
             file.write(buffer.getbuffer())
 
-    def _resume(self, average: AveragedModel | None) -> Outcome:
+    def _resume(self, average: MovingAverage | None) -> Outcome:
         if not self.checkpoint.exists():
             return Outcome()
         state = torch.load(self.checkpoint, map_location=self.train.loader_config.device, weights_only=True)
@@ -171,38 +183,26 @@ class Training:
         return Outcome([Epoch(**row) for row in state["history"]], state["seconds"], state["data_wait_s"])
 
 
-def warm_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential average whose decay grows to `decay` as (1 + n) / (10 + n): short trainings forget their start.
+def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Precision) -> list[float]:
+    """Top-1 accuracy of each network in percent, in one pass over the images; leaves them in evaluation mode.
 
-    The function takes the averaged tensors, the current ones, and the number n of averages so far.
+    Raises:
+        UserError: no validation image is readable.
     """
-
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        n = int(count)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averaged, current, count)
-
-    return update
-
-
-def accuracy(model: nn.Module, val: ValidationSet, precision: Precision) -> float:
-    """Percent top-1 over the validation set; the model is left in evaluation mode."""
-    model.eval()
-    right = total = 0
+    for network in networks:
+        network.eval()
+    correct: list[Tensor] = []  # added up on the device, read once at the end
+    count = 0
     with torch.inference_mode():
         for images, labels in val.batches():
-            with autocast(images.device, precision):
-                right += int((model(images).argmax(1) == labels).sum())
-            total += len(labels)
-    return 100.0 * right / total
-
-
-def autocast(device: torch.device, precision: ScorePrecision, auto: torch.dtype = torch.bfloat16) -> torch.autocast:
-    """Mixed precision as configured; `auto` is the given type on a GPU, and none on a CPU."""
-    half = auto if precision == "auto" else getattr(torch, precision)
-    enabled = precision in ("bfloat16", "float16") or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=half if enabled else None, enabled=enabled)
+            with autocast(images.device, training_dtype(precision, images.device)):
+                correct.append(torch.stack([(network(images).argmax(1) == labels).sum() for network in networks]))
+            count += len(labels)
+    if not correct:
+        raise UserError("not one validation image is readable", where="data.val")
+    return [100.0 * right / count for right in torch.stack(correct).sum(0).tolist()]
 
 
 def write_history(path: Path, history: list[Epoch]) -> None:
-    """A CSV of the epochs; a cell is empty where nothing was measured."""
+    """A CSV with one row an epoch; cells of epochs without validation are empty."""
     write_csv(path, lambda file: pd.DataFrame([asdict(row) for row in history]).to_csv(file, index=False))

@@ -1,4 +1,4 @@
-"""A trial of the evaluation: one student trained once. Without torch, for the launcher plans trials too."""
+"""A trial of the evaluation: one training of one student. Does not import torch, because the launcher uses it."""
 
 import difflib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from delt_hpc.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class Trial:
-    """A student, a seed, and which images with which labels."""
+    """A student, a seed, and an arm: which images with which labels."""
 
     student: str
     seed: int
@@ -28,7 +28,7 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """STUDENT-SEED-ARM, which its folder is called too."""
+        """STUDENT-SEED-ARM, also the name of its folder."""
         return f"{self.student}-{self.seed}-{self.arm}"
 
     def folder(self, run: RunFolder) -> Path:
@@ -36,23 +36,23 @@ class Trial:
 
 
 def trials(config: Evaluate) -> list[Trial]:
-    """All trials that the configuration asks for, in the order in which they are worked on."""
+    """All trials of the configuration, in the order in which they run."""
     return [Trial(student, seed, arm) for student in config.students for arm in config.arms for seed in config.seeds]
 
 
 def find(text: str, config: Evaluate) -> Trial:
-    """The trial of that id.
+    """The trial with that id.
 
     Raises:
-        UserError: the configuration asks for no such trial.
+        UserError: the configuration has no such trial.
     """
     known = {trial.id: trial for trial in trials(config)}
     if text not in known:
         close = difflib.get_close_matches(text, known, n=1)
         raise UserError(
-            "the configuration asks for no such trial",
+            "the configuration has no such trial",
             where=f"--trial {text}",
             expected=f"STUDENT-SEED-ARM: {close[0] if close else some(list(known))}",
-            remedy="evaluate.students, .seeds and .arms say which there are",
+            remedy="choose one of evaluate.students, evaluate.seeds and evaluate.arms",
         )
     return known[text]

@@ -1,4 +1,4 @@
-"""A run's data set is found once, checked, written down, and never looked for again."""
+"""A run's data set is found once, checked and recorded; later calls use the record."""
 
 import json
 from collections.abc import Callable
@@ -33,8 +33,8 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def configured(root: Path | None, ipc: int = 2, seed: int = 0, **changes: Any) -> Config:
-    given: dict[str, Any] = {"name": "toy", "size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
-    return Config(seed=seed, data=Data(**given | {"root": root} | changes), select=Select(ipc=ipc))
+    values: dict[str, Any] = {"name": "toy", "size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}
+    return Config(seed=seed, data=Data(**values | {"root": root} | changes), select=Select(ipc=ipc))
 
 
 def assert_same(found: Dataset, expected: Dataset) -> None:
@@ -44,7 +44,7 @@ def assert_same(found: Dataset, expected: Dataset) -> None:
         assert (one.root, one.paths, one.labels.tolist()) == (other.root, other.paths, other.labels.tolist())
 
 
-def test_everything_is_found_and_written_down(toy: Path, run: RunFolder) -> None:
+def test_the_data_set_is_found_and_recorded(toy: Path, run: RunFolder) -> None:
     config = configured(toy)
     found = prepare(config, run)
     assert found.classes.folders == found.classes.names == tuple(sorted(COUNTS))
@@ -65,7 +65,7 @@ def test_chosen_classes_are_labelled_in_the_chosen_order(toy: Path, run: RunFold
         assert sorted(set(index.labels.tolist())) == [0, 1, 2]
 
 
-def test_the_second_call_does_not_look_at_the_images(toy: Path, run: RunFolder) -> None:
+def test_the_second_call_reads_the_record_only(toy: Path, run: RunFolder) -> None:
     first = prepare(configured(toy), run)
     (toy / "train" / "10" / "00000.png").unlink()
     (toy / "train" / "a new class").mkdir()
@@ -118,30 +118,30 @@ def test_a_changed_value_is_named(changes: dict[str, Any], field: str, toy: Path
         prepare(configured(toy, **changes), run)
     assert caught.value.where == str(run.root)
     assert run.dataset.read_bytes() == before
-    prepare(configured(toy, seed=3), run)  # back again; the seed has no part in it
+    prepare(configured(toy, seed=3), run)  # the first values again; the seed is not among them
 
 
-def test_classes_below_ipc_are_named_with_what_they_have(toy: Path, run: RunFolder) -> None:
-    with pytest.raises(UserError, match=r"5 images per class asked for, but 10 has 4, two words has 3") as caught:
+def test_classes_with_fewer_than_ipc_images_are_named_with_their_counts(toy: Path, run: RunFolder) -> None:
+    with pytest.raises(UserError, match=r"5 images per class requested, but 10 has 4, two words has 3") as caught:
         prepare(configured(toy, ipc=5), run)
     assert caught.value.where == "select.ipc"
     assert caught.value.expected.startswith("at most 3")
     assert prepare(configured(toy, ipc=3), run).train.counts(4).min() == 3
 
 
-@pytest.mark.parametrize("place", ["", "train", "val", "train/10/run", "val/run", "run", "..", "../link/run"])
-def test_a_run_folder_that_overlaps_the_images_is_refused(place: str, toy: Path) -> None:
+@pytest.mark.parametrize("folder", ["", "train", "val", "train/10/run", "val/run", "run", "..", "../link/run"])
+def test_a_run_folder_that_overlaps_the_images_is_refused(folder: str, toy: Path) -> None:
     (toy.parent / "link").symlink_to(toy)
     before = sorted(toy.rglob("*"))
     with pytest.raises(UserError, match="overlap") as caught:
-        prepare(configured(toy), RunFolder(toy / place))
+        prepare(configured(toy), RunFolder(toy / folder))
     assert caught.value.where == "data.root"
     assert sorted(toy.rglob("*")) == before
     assert not (toy.parent / "dataset.json").exists()
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_run_folder_inside_a_split_that_lies_elsewhere_is_refused(split: str, toy: Path) -> None:
+def test_a_run_folder_inside_a_split_outside_the_root_is_refused(split: str, toy: Path) -> None:
     elsewhere = (toy / split).rename(toy.parent / "elsewhere")
     changes: dict[str, Any] = {split: "../elsewhere"}
     with pytest.raises(UserError, match="overlap") as caught:
@@ -149,13 +149,13 @@ def test_a_run_folder_inside_a_split_that_lies_elsewhere_is_refused(split: str, 
     assert caught.value.where == f"data.{split}"
 
 
-@pytest.mark.parametrize("place", [".", "data", "data/toy", "data/toy/train/run", "data/toy/val/run"])
-def test_the_default_root_is_guarded_too(place: str, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("folder", [".", "data", "data/toy", "data/toy/train/run", "data/toy/val/run"])
+def test_overlap_with_the_default_root_is_refused(folder: str, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(toy.parent)
     (toy.parent / "data").mkdir()
     toy.rename(toy.parent / "data" / "toy")
     with pytest.raises(UserError, match="overlap"):
-        prepare(configured(None), RunFolder(Path(place)))
+        prepare(configured(None), RunFolder(Path(folder)))
     assert len(prepare(configured(None), RunFolder(Path("runs/toy"))).train) == 17
 
 
@@ -195,7 +195,7 @@ def test_only_a_folders_name_can_be_a_class(name: str, toy: Path, run: RunFolder
         ({"size": None, "mean": "measure", "std": "measure"}, "data.size"),
     ],
 )
-def test_what_is_not_known_is_asked_for(changes: dict[str, Any], where: str, toy: Path, run: RunFolder) -> None:
+def test_missing_values_are_named(changes: dict[str, Any], where: str, toy: Path, run: RunFolder) -> None:
     with pytest.raises(UserError) as caught:
         prepare(configured(toy, **changes), run)
     assert caught.value.where == where
@@ -222,7 +222,7 @@ def test_linked_class_folders_are_classes(toy: Path, run: RunFolder) -> None:
     assert found.train.counts(5).tolist() == [5, 4, 4, 3, 5]
 
 
-def test_a_lost_table_is_named(toy: Path, run: RunFolder) -> None:
+def test_a_missing_table_is_named(toy: Path, run: RunFolder) -> None:
     prepare(configured(toy), run)
     run.index("val").unlink()
     with pytest.raises(UserError, match="cannot be read") as caught:

@@ -1,4 +1,4 @@
-"""The class map and the index: ImageFolder's images, the class map's labels, nothing lost in a CSV."""
+"""The class map and the index: ImageFolder's images, the class map's labels, exact CSV round trips."""
 
 import os
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_linked_folders_and_files_are_followed(tmp_path: Path) -> None:
     assert_as_image_folder(root)
 
 
-def test_the_class_map_alone_gives_labels(tmp_path: Path) -> None:
+def test_labels_follow_the_order_of_the_class_map(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "a/2.png", "b/1.png", "c/1.png", "10/1.png")
     index = scan(tmp_path, ["c", "10", "a"])
     assert index.paths == ("c/1.png", "10/1.png", "a/1.png", "a/2.png")
@@ -69,7 +69,7 @@ def test_the_class_map_alone_gives_labels(tmp_path: Path) -> None:
     assert index.labels.dtype == np.int64
 
 
-def test_names_survive_the_tables(tmp_path: Path) -> None:
+def test_odd_names_are_read_back_unchanged(tmp_path: Path) -> None:
     root = touch(tmp_path / "root", *(f"{folder}/{folder}.{i}.png" for folder in FOLDERS for i in range(2)))
     folders = class_folders(root)
     assert folders == sorted(FOLDERS)
@@ -78,15 +78,15 @@ def test_names_survive_the_tables(tmp_path: Path) -> None:
     index.write(tmp_path / "index.csv")
     assert ClassMap.read(tmp_path / "classes.csv") == classes
     assert all(type(name) is str for name in ClassMap.read(tmp_path / "classes.csv").folders)
-    again = Index.read(tmp_path / "index.csv", root)
-    assert again.paths == index.paths
-    assert again.labels.tolist() == index.labels.tolist()
-    assert again.labels.dtype == np.int64
-    assert again.fingerprint() == index.fingerprint()
-    assert all((root / path).is_file() for path in again.paths)
+    read = Index.read(tmp_path / "index.csv", root)
+    assert read.paths == index.paths
+    assert read.labels.tolist() == index.labels.tolist()
+    assert read.labels.dtype == np.int64
+    assert read.fingerprint() == index.fingerprint()
+    assert all((root / path).is_file() for path in read.paths)
 
 
-def test_paths_that_look_like_nothing_survive(tmp_path: Path) -> None:
+def test_paths_that_look_like_missing_values_are_read_back(tmp_path: Path) -> None:
     paths = ("", "NA", "nan", "null", "None", "1", "01", "1.0", "True")
     Index(tmp_path, paths, np.zeros(len(paths), dtype=np.int64)).write(tmp_path / "index.csv")
     assert Index.read(tmp_path / "index.csv", tmp_path).paths == paths
@@ -117,16 +117,18 @@ def test_every_class_without_images_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"line\nbreak", b"return\r", b"latin\xe9"])
-def test_names_that_no_table_can_hold_are_refused(name: bytes, tmp_path: Path) -> None:
+def test_names_that_a_csv_cannot_hold_are_refused(name: bytes, tmp_path: Path) -> None:
     for file in (os.fsencode(tmp_path) + b"/a/" + name + b".png", os.fsencode(tmp_path) + b"/" + name + b"/1.png"):
         os.makedirs(os.path.dirname(file), exist_ok=True)  # noqa: PTH103, PTH120 - names as bytes
         Path(os.fsdecode(file)).touch()
-    with pytest.raises(UserError, match="no table can hold") as caught:
+    with pytest.raises(UserError, match="not UTF-8 or contain line breaks") as caught:
         scan(tmp_path, class_folders(tmp_path))
     assert str(caught.value).count(repr(os.fsdecode(name))[1:-1]) == 2
 
 
-@pytest.mark.parametrize(("inside", "message"), [(None, "cannot be read: No such file"), ("x.png", "holds no folders")])
+@pytest.mark.parametrize(
+    ("inside", "message"), [(None, "cannot be read: No such file"), ("x.png", "contains no folders")]
+)
 def test_a_folder_without_classes_is_named(inside: str | None, message: str, tmp_path: Path) -> None:
     if inside:
         touch(tmp_path / "train", inside)
@@ -156,7 +158,7 @@ def test_positions_and_counts() -> None:
     assert index.counts(6).tolist() == [2, 0, 1, 3, 0, 0]
 
 
-def test_the_fingerprint_sees_every_change() -> None:
+def test_the_fingerprint_changes_with_every_change_of_the_images() -> None:
     images = (("a/1", 0), ("a/2", 0), ("b/1", 1))
     changed = [
         images[:2],
@@ -166,8 +168,8 @@ def test_the_fingerprint_sees_every_change() -> None:
         (("a/1", 0), ("a/2", 0), ("b/1", 2)),
         (("a/10", 0), ("a/2", 0), ("b/1", 1)),
     ]
-    prints = {index_of(*pairs).fingerprint() for pairs in (images, *changed)}
-    assert len(prints) == 1 + len(changed)
+    fingerprints = {index_of(*pairs).fingerprint() for pairs in (images, *changed)}
+    assert len(fingerprints) == 1 + len(changed)
     assert index_of(*reversed(images)).fingerprint() == index_of(*images).fingerprint()
 
 

@@ -1,4 +1,4 @@
-"""Channel means and standard deviations against numpy over the pixels themselves."""
+"""Measured channel means and standard deviations against NumPy's."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ def test_colours_are_those_of_all_pixels(tmp_path: Path) -> None:
     np.testing.assert_allclose(std, values.std(axis=0), rtol=1e-12)
 
 
-def test_almost_no_spread_is_measured_without_cancellation(tmp_path: Path) -> None:
+def test_a_tiny_deviation_is_measured_without_cancellation(tmp_path: Path) -> None:
     images = np.full((4, 100, 100, 3), 200, dtype=np.uint8)
     images[0, 0, 0] = 201
     _, std = measure.colours(write(tmp_path, images), Data(name="mine", size=100), seed=0)
-    share = 1 / 40_000
-    np.testing.assert_allclose(std, np.sqrt(share * (1 - share)) / 255, rtol=1e-9)
+    fraction = 1 / 40_000
+    np.testing.assert_allclose(std, np.sqrt(fraction * (1 - fraction)) / 255, rtol=1e-9)
 
 
 def test_only_the_centre_counts_after_the_shorter_side_is_resized(tmp_path: Path) -> None:
@@ -55,14 +55,14 @@ def test_grey_images_have_three_equal_channels_at_the_registered_size(tmp_path: 
     np.testing.assert_allclose(std, images.std() / 255, rtol=1e-12)
 
 
-def test_the_seed_draws_which_images_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MOST_IMAGES", 3)
+def test_the_seed_selects_the_measured_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MAX_IMAGES", 3)
     images = random_images(12, 8, 8)
     index, data = write(tmp_path, images), Data(name="mine", size=8)
     found = [measure.colours(index, data, seed) for seed in (1, 1, 2)]
     assert found[0] == found[1] != found[2]
-    drawn = images[permutation(12, 1, "measure", "colours")[:3]] / 255
-    np.testing.assert_allclose(found[0], (drawn.mean(axis=(0, 1, 2)), drawn.std(axis=(0, 1, 2))), rtol=1e-12)
+    sample = images[permutation(12, 1, "measure", "colours")[:3]] / 255
+    np.testing.assert_allclose(found[0], (sample.mean(axis=(0, 1, 2)), sample.std(axis=(0, 1, 2))), rtol=1e-12)
 
 
 def test_a_channel_that_never_changes_is_refused(tmp_path: Path) -> None:

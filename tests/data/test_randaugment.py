@@ -32,9 +32,9 @@ def noise() -> Image.Image:
 
 
 def chi_square(observed: Sequence[int], expected: Sequence[float]) -> float:
-    """Pearson's statistic over its quantile: below 1 unless the draws are wrong."""
+    """Pearson's statistic divided by its quantile: below 1 unless the draws are wrong."""
     pairs = zip(observed, expected, strict=True)
-    return sum((seen - due) ** 2 / due for seen, due in pairs) / CHI_SQUARE[len(observed) - 1]
+    return sum((count - mean) ** 2 / mean for count, mean in pairs) / CHI_SQUARE[len(observed) - 1]
 
 
 def halves(yes: int, total: int) -> float:
@@ -100,16 +100,14 @@ def test_operations_are_drawn_evenly_and_half_of_them_applied() -> None:
 def test_magnitudes_are_normal() -> None:
     stream = uniforms("test", "magnitudes")
     drawn = [draw_step(stream) for _ in range(12_000)]
-    sample_weights = sorted(
-        (step.argument - 0.1) / 1.8 for step in drawn if step and step.name in ("Color", "Brightness")
-    )
+    levels = sorted((step.argument - 0.1) / 1.8 for step in drawn if step and step.name in ("Color", "Brightness"))
     expected = NormalDist(0.6, 0.1)
-    farthest = max(abs(expected.cdf(share) - (i + 0.5) / len(sample_weights)) for i, share in enumerate(sample_weights))
-    assert farthest < KOLMOGOROV / len(sample_weights) ** 0.5
+    farthest = max(abs(expected.cdf(level) - (i + 0.5) / len(levels)) for i, level in enumerate(levels))
+    assert farthest < KOLMOGOROV / len(levels) ** 0.5
 
 
 @pytest.mark.parametrize(("angle", "factor"), [(0.0, 1.9), (0.5, 0.1)])
-def test_magnitudes_are_cut_at_the_ends(angle: float, factor: float) -> None:
+def test_magnitudes_are_clamped(angle: float, factor: float) -> None:
     farthest = 1 - 2.0**-53
     step = draw_step(iter([NAMES.index("Color") / len(NAMES) + 0.01, 0.0, farthest, angle, 0.0, 0.0]))
     assert step is not None
@@ -123,7 +121,7 @@ def test_layers_are_drawn_independently() -> None:
     assert chi_square([counts[n] for n in range(LAYERS + 1)], [500, 1000, 500]) < 1
 
 
-def test_the_stream_alone_decides() -> None:
+def test_an_image_is_a_function_of_the_stream() -> None:
     policy = RandAugment()
     images = [np.asarray(policy(photo(), uniforms("test", i))) for i in range(12)]
     again = [np.asarray(policy(photo(), uniforms("test", i))) for i in range(12)]
@@ -131,14 +129,14 @@ def test_the_stream_alone_decides() -> None:
     assert len({image.tobytes() for image in images}) > 6
 
 
-def test_an_image_takes_as_many_numbers_whatever_is_drawn() -> None:
+def test_every_image_consumes_the_same_count_of_numbers() -> None:
     for key in range(20):
         stream, other = uniforms("test", key), uniforms("test", key)
         RandAugment()(photo(), stream)
         assert next(stream) == next(itertools.islice(other, 6 * LAYERS, None))
 
 
-def test_the_smallest_images_survive() -> None:
+def test_the_smallest_images_are_accepted() -> None:
     for name in NAMES:
         for size in ((1, 1), (1, 9), (9, 1), (2, 2)):
             for step in steps_of(name, 6.0):

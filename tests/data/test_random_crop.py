@@ -1,4 +1,4 @@
-"""draw_window draws from the distribution of torchvision's RandomResizedCrop and never leaves the image."""
+"""Windows have the distribution of torchvision's RandomResizedCrop and stay inside the image."""
 
 import itertools
 import math
@@ -30,8 +30,8 @@ def torchvisions(height: int, width: int, scale: tuple[float, float]) -> np.ndar
         return np.array([RandomResizedCrop.get_params(image, list(scale), list(RATIO)) for _ in range(DRAWS)])
 
 
-def views(windows: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
-    """What is compared; the position is that of the window within its freedom."""
+def statistics_of(windows: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+    """The compared statistics; positions are relative to the range in which the window can move."""
     top, left, h, w = windows.T
     return {
         "area": h * w / (height * width),
@@ -46,17 +46,16 @@ def views(windows: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_windows_are_distributed_as_torchvision_s(height: int, width: int, scale: tuple[float, float]) -> None:
-    mine, theirs = ours(height, width, scale), torchvisions(height, width, scale)
-    reference = views(theirs, height, width)
-    for name, values in views(mine, height, width).items():
+    reference = statistics_of(torchvisions(height, width, scale), height, width)
+    for name, values in statistics_of(ours(height, width, scale), height, width).items():
         if len(values) and len(reference[name]):
             assert stats.ks_2samp(values, reference[name]).pvalue > 0.001, name
         assert abs(len(values) - len(reference[name])) < 5 * math.sqrt(DRAWS), name
 
 
-def test_the_comparison_can_fail() -> None:
-    area = views(ours(64, 64, (0.08, 1.0)), 64, 64)["area"]
-    other = views(torchvisions(64, 64, (0.14, 1.0)), 64, 64)["area"]
+def test_the_comparison_detects_another_scale() -> None:
+    area = statistics_of(ours(64, 64, (0.08, 1.0)), 64, 64)["area"]
+    other = statistics_of(torchvisions(64, 64, (0.14, 1.0)), 64, 64)["area"]
     assert stats.ks_2samp(area, other).pvalue < 0.001
 
 
@@ -74,13 +73,13 @@ def test_a_window_is_always_inside(scale: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("number", [0.0, 1 - 2.0**-53])
 @pytest.mark.parametrize("size", [1, 7, 32, 224, 4097])
-def test_the_outermost_numbers_stay_inside(number: float, size: int) -> None:
+def test_the_extreme_numbers_stay_inside(number: float, size: int) -> None:
     top, left, h, w = draw_window(itertools.repeat(number), size, size, (0.08, 1.0))
     assert 0 <= top <= size - h
     assert 0 <= left <= size - w
 
 
-def test_every_place_can_be_drawn() -> None:
+def test_every_position_can_be_drawn() -> None:
     stream = uniforms("places")
     windows = [draw_window(stream, 8, 8, (0.25, 0.25)) for _ in range(2000)]
     assert {w.height for w in windows} == {w.width for w in windows} == {3, 4, 5}
@@ -98,15 +97,13 @@ def test_every_place_can_be_drawn() -> None:
         (30, 40, Window(0, 0, 30, 40)),
     ],
 )
-def test_where_no_try_fits_it_is_the_largest_allowed_window_in_the_middle(
-    height: int, width: int, window: Window
-) -> None:
-    """Whole area at a ratio of 3/4, ten times: too high for all of these but the last, for which 4/3 is just right."""
+def test_if_no_try_fits_the_largest_allowed_window_is_centred(height: int, width: int, window: Window) -> None:
+    """Every try has the whole area and ratio 3/4, too high for all but the last image, whose own ratio 4/3 fits."""
     tries = itertools.cycle([0.5, 0.0 if width != 40 else 1 - 2.0**-53, 0.5, 0.5])
     assert draw_window(tries, height, width, (1.0, 1.0)) == window
 
 
-def test_four_numbers_are_taken_a_try() -> None:
+def test_each_try_consumes_four_numbers() -> None:
     def counted(numbers: Iterator[float]) -> Iterator[float]:
         for number in numbers:
             taken.append(number)

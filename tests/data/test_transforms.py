@@ -1,4 +1,4 @@
-"""Pixels: decoding as ImageFolder decodes, resizing and cropping as torchvision does, nothing lost on the way back."""
+"""Decoding as ImageFolder does, resizing and cropping as torchvision does, exact normalisation and quantisation."""
 
 import pickle
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_evaluation_is_torchvisions(size: int, resize: int, photos: dict[str, Im
 
 def save_exif_rotated(path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotate by 90 degrees for display
     PHOTO.save(path, exif=exif)
 
 
@@ -97,7 +97,7 @@ def test_files_decode_as_imagefolder_decodes_them(name: str, tmp_path: Path) -> 
     path = tmp_path / name
     ODD_FILES[name](path)
     found = decode(path)
-    assert (found.mode, found.size) == ("RGB", PHOTO.size)  # of the rotated one, too
+    assert (found.mode, found.size) == ("RGB", PHOTO.size)  # also of the rotated one
     np.testing.assert_array_equal(np.asarray(found), np.asarray(default_loader(str(path))))
 
 
@@ -122,14 +122,14 @@ def encoded(kind: str) -> bytes:
         ("huge.ppm", b"P6 30000 30000 255\n"),
     ],
 )
-def test_a_file_that_is_no_image_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadImageError, match=f"{name}: .") as caught:
         decode(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name))
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere")
     for name, reason in (("gone.jpg", "No such file"), ("folder.jpg", "directory"), ("dangling.jpg", "No such file")):
@@ -138,45 +138,45 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_all_values_survive_normalising(name: str) -> None:
+def test_quantising_inverts_normalising_for_all_values(name: str) -> None:
     spec = SPECS[name]
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(2, 16, 16, 3)
     normalised = normalise(pixels, spec)
     assert normalised.dtype == torch.float32
     assert normalised.shape == (2, 3, 16, 16)
-    assert normalised.is_contiguous()
-    np.testing.assert_array_equal(quantise(normalised, spec), pixels.numpy())
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(quantise(normalised, spec).numpy(), pixels.numpy())
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
     expected = (pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std
     torch.testing.assert_close(normalised.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_channels_are_told_apart() -> None:
+def test_channels_keep_their_order() -> None:
     pixels = torch.tensor([10, 100, 200], dtype=torch.uint8).expand(1, 4, 4, 3)
-    found = quantise(normalise(pixels, SPECS["imagenet-1k"]), SPECS["imagenet-1k"])
+    found = quantise(normalise(pixels, SPECS["imagenet-1k"]), SPECS["imagenet-1k"]).numpy()
     np.testing.assert_array_equal(found, pixels.numpy())
 
 
-def test_values_are_rounded_or_cut_and_kept_in_range() -> None:
+def test_values_are_rounded_or_truncated_and_clamped() -> None:
     spec = replace(SPECS["digits"], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    levels = [-3.0, 0.2, 0.8, 10.4, 10.6, 254.7, 255.0, 300.0]
-    images = (torch.tensor(levels) / 255).view(1, 1, 2, 4).expand(1, 3, 2, 4)
-    rounded, cut = quantise(images, spec), quantise(images, spec, truncate=True)
+    values = [-3.0, 0.2, 0.8, 10.4, 10.6, 254.7, 255.0, 300.0]
+    images = (torch.tensor(values) / 255).view(1, 1, 2, 4).expand(1, 3, 2, 4)
+    rounded, truncated = quantise(images, spec), quantise(images, spec, truncate=True)
     assert rounded[0, :, :, 1].ravel().tolist() == [0, 0, 1, 10, 11, 255, 255, 255]
-    assert cut[0, :, :, 1].ravel().tolist() == [0, 0, 0, 10, 10, 254, 255, 255]
+    assert truncated[0, :, :, 1].ravel().tolist() == [0, 0, 0, 10, 10, 254, 255, 255]
     assert rounded.shape == (1, 2, 4, 3)
-    assert rounded.dtype == cut.dtype == np.uint8
+    assert rounded.dtype == truncated.dtype == torch.uint8
 
 
 @pytest.mark.parametrize("randaugment", [False, True])
 def test_training_is_a_function_of_image_and_stream(randaugment: bool, photos: dict[str, Image.Image]) -> None:
     photo, transform = photos["375x500"], training(spec_of(48), Augmentation((0.25, 1.0), randaugment))
     before = photo.tobytes()
-    seen = [transform(photo, uniforms("stream", number)) for number in range(12)]
-    assert all(pixels.shape == (48, 48, 3) and pixels.dtype == np.uint8 for pixels in seen)
-    for number, pixels in reversed(list(enumerate(seen))):
+    outputs = [transform(photo, uniforms("stream", number)) for number in range(12)]
+    assert all(pixels.shape == (48, 48, 3) and pixels.dtype == np.uint8 for pixels in outputs)
+    for number, pixels in reversed(list(enumerate(outputs))):
         np.testing.assert_array_equal(transform(photo, uniforms("stream", number)), pixels)
-    assert len({pixels.tobytes() for pixels in seen}) == 12
+    assert len({pixels.tobytes() for pixels in outputs}) == 12
     assert photo.tobytes() == before
 
 
@@ -192,17 +192,17 @@ def test_training_crops_as_torchvision_crops(photos: dict[str, Image.Image]) -> 
 
 def test_images_are_mirrored_only_where_a_mirrored_image_keeps_its_class() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    square = Image.fromarray(pixels)  # of which a crop of the whole area leaves everything
+    square = Image.fromarray(pixels)  # a crop of the whole area is the image itself
     for mirror, least, most in ((True, 160, 240), (False, 0, 0)):
         transform = training(spec_of(16, mirror=mirror), Augmentation((1.0, 1.0)))
         found = [transform(square, uniforms("mirror", number)) for number in range(400)]
-        mirrored = sum(bool((each == pixels[:, ::-1]).all()) for each in found)
-        plain = sum(bool((each == pixels).all()) for each in found)
+        mirrored = sum(np.array_equal(image, pixels[:, ::-1]) for image in found)
+        plain = sum(np.array_equal(image, pixels) for image in found)
         assert least <= mirrored <= most
         assert plain + mirrored == 400
 
 
-def test_transforms_can_be_handed_to_a_process_that_was_not_forked() -> None:
+def test_transforms_can_be_pickled() -> None:
     spec = spec_of(16)
     fixed, random = evaluation(spec), training(spec, Augmentation((0.5, 1.0), True))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(fixed))(PHOTO), fixed(PHOTO))

@@ -1,4 +1,4 @@
-"""Networks by name: what they answer, what the small stems and the ConvNets look like, and what is refused."""
+"""Networks by name: their outputs, the small stems, the ConvNets, and what is refused."""
 
 import re
 from typing import Any
@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from delt_hpc.errors import UserError
-from delt_hpc.models import registry
 from delt_hpc.models.registry import SMALL_STEM, build, check, names, require_batch_norm
 
-# Large members of families whose smaller ones are tried; RegNets cannot be built without numbers, and vision
-# transformers and MaxViT take their one size alone.
+# Large members of families whose smaller ones are tested; RegNets cannot be built on the meta device, and vision
+# transformers and MaxViT accept only one size.
 HEAVY = re.compile(
     r"convnext_(base|large|small)|densenet1[67]|densenet201|efficientnet_(b[1-7]|v2)|maxvit|regnet|resnet(101|152)"
     r"|resnext(50|101)|shufflenet_v2_x[12]|swin|vgg(1[369]|11$)|vit_|wide_resnet"
@@ -27,7 +26,7 @@ def meta(name: str, classes: int = 7, size: int = 64) -> nn.Module:
         return build(name, classes, size)
 
 
-def answer(network: nn.Module, size: int = 64) -> list[int]:
+def output_shape(network: nn.Module, size: int = 64) -> list[int]:
     with torch.no_grad():
         output: Any = network(torch.empty(2, 3, size, size, device=next(network.parameters()).device))
     return list(output.shape)
@@ -43,16 +42,16 @@ def test_the_names_are_torchvision_s_classifiers_their_small_stems_and_the_convn
 
 
 @pytest.mark.parametrize("name", CHEAP)
-def test_a_network_answers_for_every_class(name: str) -> None:
+def test_a_network_has_an_output_for_every_class(name: str) -> None:
     size = 75 if name == "inception_v3" else 64
     network = meta(name, size=size)
-    assert answer(network.eval(), size) == [2, 7]
-    assert answer(network.train(), size) == [2, 7]
+    assert output_shape(network.eval(), size) == [2, 7]
+    assert output_shape(network.train(), size) == [2, 7]
 
 
-def test_a_regnet_answers_and_can_teach() -> None:
+def test_a_regnet_can_be_a_teacher() -> None:
     network = build("regnet_y_400mf", 7, 32)
-    assert answer(network, 32) == [2, 7]
+    assert output_shape(network, 32) == [2, 7]
     check("regnet_y_400mf", 7, 32, where="teacher.model", needs_batch_norm=True)
 
 
@@ -79,25 +78,25 @@ def test_fresh_weights_come_from_torch_s_generator() -> None:
 
 
 @pytest.mark.parametrize("name", CHEAP_SMALL)
-def test_a_small_stem_keeps_every_pixel(name: str) -> None:
+def test_a_small_stem_keeps_the_resolution(name: str) -> None:
     network = meta(name, size=32).eval()
-    seen: list[torch.Size] = []
+    shapes: list[torch.Size] = []
     after = network.features[1] if name.startswith("mobilenet") else network.layer1  # type: ignore[index]
     assert isinstance(after, nn.Module)
-    after.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
-    assert answer(network, 32) == [2, 7]
-    assert list(seen[0][-2:]) == [32, 32]
+    after.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    assert output_shape(network, 32) == [2, 7]
+    assert list(shapes[0][-2:]) == [32, 32]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_a_small_stem_changes_the_stem_alone(name: str) -> None:
+def test_a_small_stem_changes_only_the_stem(name: str) -> None:
     plain, small = meta(name).state_dict(), meta(name + SMALL_STEM).state_dict()
     other = {key for key in plain if plain[key].shape != small[key].shape}
     assert plain.keys() == small.keys()
     assert other == ({"conv1.weight"} if name == "resnet18" else set())
 
 
-def test_a_small_stem_starts_as_the_other_convolutions_of_a_resnet() -> None:
+def test_a_small_stem_is_initialised_as_the_other_convolutions_of_a_resnet() -> None:
     stem = build("resnet18-small-stem", 10, 32).conv1
     assert isinstance(stem, nn.Conv2d)
     assert (stem.kernel_size, stem.stride, stem.padding, stem.bias) == ((3, 3), (1, 1), (1, 1), None)
@@ -118,12 +117,12 @@ def test_a_convnet_halves_the_image_at_each_of_its_blocks(depth: int, size: int,
     convolutions = 3 * 128 * 9 + 128 + (depth - 1) * (128 * 128 * 9 + 128)
     classifier = 128 * left * left * 10 + 10
     assert sum(p.numel() for p in network.parameters()) == convolutions + depth * 2 * 128 + classifier
-    assert answer(network, size) == [2, 10]
+    assert output_shape(network, size) == [2, 10]
 
 
 @pytest.mark.parametrize(("name", "size", "least"), [("convnet3", 7, 8), ("convnet4", 15, 16), ("convnet6", 32, 64)])
 def test_too_small_an_image_for_a_convnet(name: str, size: int, least: int) -> None:
-    with pytest.raises(UserError, match=f"`{name}` halves an image .* times, {size} pixels are too few") as caught:
+    with pytest.raises(UserError, match=f"`{name}` halves images .* times; {size} pixels are too few") as caught:
         check(name, 10, size, where="teacher.model")
     assert (caught.value.where, caught.value.expected) == ("teacher.model", f">= {least}")
 
@@ -155,14 +154,14 @@ def test_batch_norm_must_keep_statistics() -> None:
 @pytest.mark.parametrize(
     ("name", "size"), [("vit_b_16", 32), ("maxvit_t", 32), ("inception_v3", 32), ("alexnet", 32), ("densenet121", 16)]
 )
-def test_a_network_that_does_not_take_the_size(name: str, size: int) -> None:
-    with pytest.raises(UserError, match=f"`{name}` does not take images of {size} x {size}") as caught:
+def test_a_size_that_the_network_does_not_accept(name: str, size: int) -> None:
+    with pytest.raises(UserError, match=f"`{name}` does not accept images of {size} x {size}") as caught:
         check(name, 10, size, where="evaluate.students")
     assert caught.value.where == "evaluate.students"
 
 
 @pytest.mark.parametrize(
-    ("asked", "close"),
+    ("name", "suggestion"),
     [
         ("resnet-18", "resnet18"),
         ("convnet7", "convnet"),
@@ -172,14 +171,10 @@ def test_a_network_that_does_not_take_the_size(name: str, size: int) -> None:
         ("", "convnet3"),
     ],
 )
-def test_an_unknown_name_gets_close_ones(asked: str, close: str) -> None:
-    with pytest.raises(UserError, match=f"`{asked}` is no known network") as caught:
-        check(asked, 10, 32, where="teacher.model")
-    assert close in caught.value.expected
+def test_an_unknown_name_gets_suggestions(name: str, suggestion: str) -> None:
+    with pytest.raises(UserError, match=f"`{name}` is not a known network") as caught:
+        check(name, 10, 32, where="teacher.model")
+    assert suggestion in caught.value.expected
     assert "`delt-hpc models` lists all" in caught.value.expected
-    with pytest.raises(UserError, match="is no known network"):
-        build(asked, 10, 32)
-
-
-def test_what_is_built_twice_is_listed_once() -> None:
-    assert registry.names() is registry.names()
+    with pytest.raises(UserError, match="is not a known network"):
+        build(name, 10, 32)

@@ -1,4 +1,4 @@
-"""State dicts from files of every usual form; nothing but weights is read, and what does not fit is named."""
+"""State dicts from files of every usual form; only weights are read, and what does not fit is named."""
 
 import pickle
 from collections import OrderedDict
@@ -50,16 +50,16 @@ WRAPPED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", list(WRAPPED))
-def test_the_usual_wrappings_are_taken_off(form: str, tmp_path: Path) -> None:
+def test_the_usual_wrappers_are_removed(form: str, tmp_path: Path) -> None:
     assert same(weights.read(saved(tmp_path, WRAPPED[form])), STATE)
 
 
 @pytest.mark.parametrize("name", ["file.pt", "file.pth", "file.tar", "file"])
-def test_torch_s_format_by_any_name(name: str, tmp_path: Path) -> None:
+def test_torch_s_format_with_any_file_name(name: str, tmp_path: Path) -> None:
     assert same(weights.read(saved(tmp_path, STATE, name)), STATE)
 
 
-def test_torch_s_format_of_old(tmp_path: Path) -> None:
+def test_torch_s_old_format(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert same(weights.read(tmp_path / "old.pth"), STATE)
 
@@ -70,7 +70,7 @@ def test_safetensors(prefix: str, tmp_path: Path) -> None:
     assert same(weights.read(tmp_path / "file.safetensors"), STATE)
 
 
-def test_a_prefix_of_some_keys_is_a_name(tmp_path: Path) -> None:
+def test_a_prefix_of_only_some_keys_is_kept(tmp_path: Path) -> None:
     state = {"module.weight": torch.ones(1), "head.weight": torch.ones(1)}
     assert same(weights.read(saved(tmp_path, state)), state)
 
@@ -82,7 +82,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert same(weights.read(tmp_path / "new" / "file.safetensors"), state)
 
 
-# --- what is not read
+# --- refused files
 
 
 class Malicious:
@@ -100,13 +100,13 @@ def test_a_malicious_pickle_is_refused_and_not_executed(old: bool, tmp_path: Pat
     trace = tmp_path / "trace"
     content = {"state_dict": STATE, "args": Malicious(trace)}
     torch.save(content, tmp_path / "bad.pth", _use_new_zipfile_serialization=not old)
-    with pytest.raises(UserError, match=r"bad\.pth: holds more than weights \(.*open\)") as caught:
+    with pytest.raises(UserError, match=r"bad\.pth: contains more than weights \(.*open\)") as caught:
         weights.read(tmp_path / "bad.pth")
     assert "weights_only" not in str(caught.value), "torch's own advice is to execute it"
     assert "state_dict()" in caught.value.remedy
     assert not trace.exists()
     torch.load(tmp_path / "bad.pth", weights_only=False)["args"].close()
-    assert trace.exists(), "the file would have done harm"
+    assert trace.exists(), "unpickling the file would have executed it"
 
 
 def test_a_bare_malicious_pickle_is_not_executed(tmp_path: Path) -> None:
@@ -117,18 +117,18 @@ def test_a_bare_malicious_pickle_is_not_executed(tmp_path: Path) -> None:
 
 
 def test_a_whole_network_is_more_than_weights(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds more than weights \(torch\.nn\.modules\.linear\.Linear\)"):
+    with pytest.raises(UserError, match=r"contains more than weights \(torch\.nn\.modules\.linear\.Linear\)"):
         weights.read(saved(tmp_path, nn.Linear(2, 2)))
 
 
-def test_damaged_files_are_no_weights(tmp_path: Path) -> None:
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
     whole = saved(tmp_path, STATE).read_bytes()
     torch.save(STATE, tmp_path / "file.pt", _use_new_zipfile_serialization=False)
     old = (tmp_path / "file.pt").read_bytes()
     cut = [whole[:-1], whole[:200], old[:100], old[:-8]]
     for content in [*cut, b"", b"hello world", b"<!DOCTYPE html>", b"e\xea", b"r", b"."]:
         (tmp_path / "file.pt").write_bytes(content)
-        with pytest.raises(UserError, match=r"file\.pt: is damaged, or no file of weights"):
+        with pytest.raises(UserError, match=r"file\.pt: is damaged, or not a file of weights"):
             weights.read(tmp_path / "file.pt")
 
 
@@ -141,11 +141,11 @@ def test_damaged_safetensors(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["none.pt", "none.safetensors"])
 def test_a_missing_file(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         weights.read(tmp_path / name)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as weights"):
         weights.read(tmp_path)
 
@@ -153,15 +153,15 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"epoch": 3, "weights": STATE}, "holds no state dict; its keys are 'epoch', 'weights'"),
-        ({"epoch": 3, **STATE}, "holds no state dict; its keys are 'epoch', '0.weight'"),
-        ({}, "holds no state dict"),
-        ({"model": {}}, "holds no state dict"),
-        (torch.ones(3), "holds a Tensor"),
-        ([STATE], "holds a list"),
+        ({"epoch": 3, "weights": STATE}, "contains no state dict; its keys are 'epoch', 'weights'"),
+        ({"epoch": 3, **STATE}, "contains no state dict; its keys are 'epoch', '0.weight'"),
+        ({}, "contains no state dict"),
+        ({"model": {}}, "contains no state dict"),
+        (torch.ones(3), "contains a Tensor"),
+        ([STATE], "contains a list"),
     ],
 )
-def test_what_holds_no_state_dict(content: Any, expected: str, tmp_path: Path) -> None:
+def test_content_without_a_state_dict(content: Any, expected: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         weights.read(saved(tmp_path, content))
     assert expected in caught.value.what
@@ -174,7 +174,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
 
 
-def test_a_state_is_loaded_whole() -> None:
+def test_a_state_is_loaded_completely() -> None:
     source, target = network(), network()
     source(torch.randn(5, 3, 1, 1))
     weights.fit(target, dict(source.state_dict()), "file.pt")
@@ -235,24 +235,24 @@ def test_torchvision_s_weights_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "classes", "expected"),
+    ("name", "requested", "classes", "expected"),
     [
-        ("resnet18", "IMAGENET1K_V1", 10, "`IMAGENET1K_V1` knows 1000 classes, the data set has 10"),
-        ("vgg16", "IMAGENET1K_FEATURES", 1000, "knows 0 classes"),
+        ("resnet18", "IMAGENET1K_V1", 10, "`IMAGENET1K_V1` has 1000 classes, the data set has 10"),
+        ("vgg16", "IMAGENET1K_FEATURES", 1000, "has 0 classes"),
         ("resnet18", "IMAGENET1K_V3", 1000, "torchvision has no `IMAGENET1K_V3` for `resnet18`"),
         ("resnet18-small-stem", "IMAGENET1K_V1", 1000, "torchvision has no weights for `resnet18-small-stem`"),
         ("convnet3", "IMAGENET1K_V1", 1000, "torchvision has no weights for `convnet3`"),
-        ("inception_v3", "IMAGENET1K_V1", 1000, "want images normalised in another way"),
+        ("inception_v3", "IMAGENET1K_V1", 1000, "need images normalised differently"),
     ],
 )
-def test_weights_of_torchvision_that_do_not_suit(name: str, asked: str, classes: int, expected: str) -> None:
+def test_weights_of_torchvision_that_do_not_suit(name: str, requested: str, classes: int, expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        weights.check_torchvision(name, asked, classes)
+        weights.check_torchvision(name, requested, classes)
     assert expected in caught.value.what
     assert caught.value.where == "teacher.weights"
 
 
-def test_the_names_of_the_weights_are_told() -> None:
+def test_the_available_weights_are_listed() -> None:
     with pytest.raises(UserError) as caught:
         weights.check_torchvision("resnet50", "V1", 1000)
     assert caught.value.expected.startswith("IMAGENET1K_V1, IMAGENET1K_V2")
@@ -274,7 +274,7 @@ def test_weights_in_torch_s_cache_need_no_network(torch_home: Path) -> None:
     assert same(target.state_dict(), source.state_dict())
 
 
-def test_densenet_s_old_names_are_understood(torch_home: Path) -> None:
+def test_densenet_s_old_names_are_converted(torch_home: Path) -> None:
     member = torchvision.models.DenseNet121_Weights.IMAGENET1K_V1
     state = build("densenet121", 1000, 32).state_dict()
     old = {key: tensor for key, tensor in state.items() if "num_batches" not in key}
@@ -295,15 +295,15 @@ def test_densenet_s_old_names_are_understood(torch_home: Path) -> None:
 def test_a_cached_file_that_is_more_than_weights_is_not_executed(torch_home: Path) -> None:
     member = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     torch.save({"model": Malicious(torch_home / "trace")}, torch_home / member.url.rsplit("/", 1)[1])
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match="cannot be downloaded"):
         weights.download(member)
     assert not (torch_home / "trace").exists()
 
 
-def test_what_cannot_be_fetched_can_be_brought(torch_home: Path) -> None:
+def test_a_failed_download_names_the_alternative(torch_home: Path) -> None:
     class Elsewhere(WeightsEnum):
         V1 = Weights(url=(torch_home / "none-0123456789.pth").as_uri(), transforms=torch.nn.Identity, meta={})
 
-    with pytest.raises(UserError, match="V1 cannot be fetched") as caught:
+    with pytest.raises(UserError, match="V1 cannot be downloaded") as caught:
         weights.download(Elsewhere.V1)
     assert "teacher.checkpoint" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""Orders of selection against orders written by hand."""
+"""Selected images against orders written by hand."""
 
 import pytest
 
@@ -62,26 +62,25 @@ def test_random_depends_on_the_key_alone() -> None:
 
 
 def test_the_random_choice_does_not_depend_on_the_ranking() -> None:
-    given = paths(50)
-    turned = given[::-1]
-    one = [given[place] for place in choose("random", given, 7, 0)]
-    other = [turned[place] for place in choose("random", turned, 7, 0)]
-    assert one == other
+    ranked = paths(50)
+    reverse = ranked[::-1]
+    chosen = [ranked[i] for i in choose("random", ranked, 7, 0)]
+    assert chosen == [reverse[i] for i in choose("random", reverse, 7, 0)]
 
 
-def test_an_image_s_luck_depends_on_no_other_image() -> None:
-    given = paths(60)
-    order = [given[place] for place in choose("random", given, 60, 0)]
-    for left_out in (given[:20], given[::3], [given[5]]):
-        rest = [path for path in given if path not in left_out]
-        kept = [rest[place] for place in choose("random", rest, len(rest), 0)]
+def test_the_random_order_does_not_depend_on_other_images() -> None:
+    ranked = paths(60)
+    order = [ranked[i] for i in choose("random", ranked, 60, 0)]
+    for left_out in (ranked[:20], ranked[::3], [ranked[5]]):
+        rest = [path for path in ranked if path not in left_out]
+        kept = [rest[i] for i in choose("random", rest, len(rest), 0)]
         assert kept == [path for path in order if path not in left_out]
 
 
-def test_every_image_is_as_likely() -> None:
-    given = paths(10)
+def test_every_image_is_equally_likely() -> None:
+    ranked = paths(10)
     counts = [0] * 10
     for seed in range(2000):
-        counts[choose("random", given, 1, seed)[0]] += 1
+        counts[choose("random", ranked, 1, seed)[0]] += 1
     assert min(counts) > 140
     assert max(counts) < 260

@@ -1,4 +1,4 @@
-"""A ranking survives its file without loss; a ranking made elsewhere is taken whole or refused with the reason."""
+"""A ranking is read back exactly; a ranking from elsewhere is accepted or refused with the reason."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def extreme_scores(n: int) -> np.ndarray:
     return scores
 
 
-# --- of a class
+# --- one class
 
 
 def test_the_best_score_is_first_and_equal_scores_go_by_path() -> None:
@@ -78,7 +78,7 @@ def test_the_file_is_plain(tmp_path: Path) -> None:
     assert (tmp_path / "r.csv").read_bytes() == b"score,img_path,class,class_index\n0.25,00010/a.png,00010,1\n"
 
 
-# --- made elsewhere
+# --- from elsewhere
 
 INDEX, CLASSES = index_of(("10", "00010", "été au lac"))
 
@@ -109,7 +109,7 @@ def equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return all(one[name].tolist() == other[name].tolist() for name in COLUMNS)
 
 
-def test_a_ranking_of_our_own_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_ranking_of_this_package_is_read_unchanged(tmp_path: Path) -> None:
     assert equal(given(tmp_path, given_table()), given_table())
 
 
@@ -119,7 +119,7 @@ def test_its_order_and_further_columns_do_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/data/train/", "./", "C:\\train\\", "00010/"])
-def test_paths_may_end_in_ours(prefix: str, tmp_path: Path) -> None:
+def test_longer_paths_that_end_in_the_relative_path(prefix: str, tmp_path: Path) -> None:
     table = given_table()
     table["img_path"] = prefix + table["img_path"].astype(str)
     table = table[~table["img_path"].str.contains("back")]
@@ -144,10 +144,10 @@ def test_a_missing_column(column: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("score", ["high", "nan", "inf", "-inf", "", "0,5"])
-def test_a_score_that_is_no_number(score: str, tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number(score: str, tmp_path: Path) -> None:
     table = given_table().astype({"score": object})
     table.loc[3, "score"] = score
-    assert refused(tmp_path, table) == f"line 5: score {score!r} is no finite number"
+    assert refused(tmp_path, table) == f"line 5: score {score!r} is not a finite number"
 
 
 def test_an_unknown_image(tmp_path: Path) -> None:
@@ -161,21 +161,21 @@ def test_a_missing_and_a_double_image(tmp_path: Path) -> None:
     one, other = table["img_path"][1], table["img_path"][2]
     table.loc[1, "img_path"] = other
     message = refused(tmp_path, table)
-    assert message.startswith("2 training images are not there exactly once: ")
+    assert message.startswith("2 training images do not appear exactly once: ")
     assert f"{one} (0 times)" in message
     assert f"{other} (2 times)" in message
 
 
 def test_many_missing_images_are_counted(tmp_path: Path) -> None:
     assert refused(tmp_path, given_table()[:1]).endswith("... and 12 more")
-    assert refused(tmp_path, given_table()[:0]).startswith("18 training images are not there exactly once")
+    assert refused(tmp_path, given_table()[:0]).startswith("18 training images do not appear exactly once")
 
 
 def test_a_class_read_as_a_number(tmp_path: Path) -> None:
     table = given_table()
     table["class"] = table["class"].replace("00010", "10")
     message = refused(tmp_path, table)
-    assert message.startswith("6 images carry another class than their folder: 00010/")
+    assert message.startswith("6 images have a class that differs from their folder: 00010/")
     assert "`00010`, not 10" in message
 
 
@@ -186,11 +186,11 @@ def test_a_class_read_as_a_number(tmp_path: Path) -> None:
         (b"score,img_path,class\n0.5,\xff,10\n", "cannot be read: 'utf-8'"),
         (b'score,img_path,class\n0.5,"10/0.png,10\n', "cannot be read: Error tokenizing"),
         (b"score;img_path;class\n0.5;10/0.png;10\n", "has no column score, img_path, class"),
-        (b"score,img_path,class\nx,10/0.png,10,\n", "line 2: score 'x' is no finite number"),
+        (b"score,img_path,class\nx,10/0.png,10,\n", "line 2: score 'x' is not a finite number"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Length of header")
-def test_a_file_that_is_no_ranking(content: bytes, expected: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ranking(content: bytes, expected: str, tmp_path: Path) -> None:
     assert refused(tmp_path, content).startswith(expected)
 
 

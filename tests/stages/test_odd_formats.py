@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("nvidia.dali")
 
-from helpers.photographs import encoded, photo
+from helpers.photographs import encoded, photograph
 from helpers.toy import Start
 from PIL import Image
 
@@ -16,7 +16,7 @@ from delt_hpc.ranking.table import read_ranking
 
 def odd(which: int) -> dict[str, bytes]:
     """One photograph in formats that decoders treat differently."""
-    image = photo(60, 80, which)
+    image = photograph(60, 80, which)
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees, which ImageFolder does not undo
     alpha = image.convert("RGBA")
@@ -32,7 +32,7 @@ def odd(which: int) -> dict[str, bytes]:
         "deep.png": encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG"),
         "lossy.webp": encoded(image, "WEBP"),
         "point.png": encoded(image.resize((1, 1)), "PNG"),
-        "huge.jpg": encoded(photo(1500, 2000, which), "JPEG"),
+        "huge.jpg": encoded(photograph(1500, 2000, which), "JPEG"),
         "strip.jpg": encoded(image.resize((300, 9)), "JPEG"),
     }
 

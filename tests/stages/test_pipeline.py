@@ -122,7 +122,7 @@ def test_stages_cut_by_class_range_give_the_same_bytes(finished: Context, start:
 def test_workers_change_nothing(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("delt_hpc.data.pil_loader._FEW", 1)
+    monkeypatch.setattr("delt_hpc.data.pil_loader._MIN_IMAGES_FOR_WORKERS", 1)
     run = start(tmp_path / "run", ("squeeze", "rank"), {"machine": {"workers": 2, "cache_mib": 0}}).run
     assert run.ranking.read_bytes() == finished.run.ranking.read_bytes()
 

@@ -1,51 +1,54 @@
-"""The training loop's parts; whole trainings and their resumption are tested with the stages."""
+"""Parts of the training loop; whole trainings and their resumption are tested with the stages."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from delt_hpc.training.loop import Epoch, Outcome, accuracy, autocast, warm_average
+from delt_hpc.errors import UserError
+from delt_hpc.training.loop import Epoch, Outcome, accuracies
 
 
-class Fixed(nn.Module):
-    """Answers with the images' first pixels."""
+class FirstPixels(nn.Module):
+    """Its logits are the first values of an image, from `start` on."""
+
+    def __init__(self, start: int = 0) -> None:
+        super().__init__()
+        self.start = start
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1)[:, :3]
+        return x.flatten(1)[:, self.start : self.start + 3]
 
 
-class Answers:
-    """Two batches of one-hot images and their labels, two of five wrong."""
+class TwoBatches:
+    """Validation images that `FirstPixels` classifies as 0, 1, 2, 1, 0; two of the five labels differ."""
+
+    passes = 0
 
     def batches(self) -> object:
-        right = torch.tensor([0, 1, 2, 1, 0])
-        images = nn.functional.one_hot(right, 3).float().view(5, 3, 1, 1)
+        self.passes += 1
+        images = nn.functional.one_hot(torch.tensor([0, 1, 2, 1, 0]), 4).float().view(5, 4, 1, 1)
         labels = torch.tensor([0, 1, 2, 2, 1])
         yield images[:3], labels[:3]
         yield images[3:], labels[3:]
 
 
-def test_accuracy_is_percent_over_all_batches() -> None:
-    assert accuracy(Fixed(), Answers(), "float32") == 60.0
+def test_accuracies_of_two_networks_come_from_one_pass() -> None:
+    val, networks = TwoBatches(), [FirstPixels(), FirstPixels(1)]
+    assert accuracies(networks, val, "float32") == [60.0, 20.0]  # type: ignore[arg-type]
+    assert val.passes == 1
+    assert not any(network.training for network in networks)
 
 
-def test_the_average_forgets_its_start_and_settles_at_its_decay() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    average = AveragedModel(model, multi_avg_fn=warm_average(0.9))
-    expected = None
-    for n, value in enumerate(np.linspace(0, 5, 40)):
-        model.weight.data.fill_(value)
-        average.update_parameters(model)
-        decay = min(0.9, (1 + n) / (10 + n))
-        expected = value if expected is None else decay * expected + (1 - decay) * value
-    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
-    # the weight of the first value is the product of all decays: next to nothing, where 0.9 alone would leave 0.9**39
-    assert np.prod([min(0.9, (1 + n) / (10 + n)) for n in range(1, 40)]) < 0.9**39 / 10
+def test_no_readable_validation_image_is_an_error() -> None:
+    class Empty:
+        def batches(self) -> object:
+            return iter(())
+
+    with pytest.raises(UserError, match="not one validation image is readable"):
+        accuracies([FirstPixels()], Empty(), "float32")  # type: ignore[arg-type]
 
 
-def test_best_and_final_are_told_apart_and_unvalidated_epochs_left_out() -> None:
+def test_best_and_final_epoch() -> None:
     history = [
         Epoch(0, 0.1, 2.0, 40.0, 30.0),
         Epoch(1, 0.1, 1.0, 70.0, 50.0),
@@ -54,10 +57,3 @@ def test_best_and_final_are_told_apart_and_unvalidated_epochs_left_out() -> None
     ]
     outcome = Outcome(history)
     assert (outcome.final, outcome.best.epoch, len(outcome.validated)) == (60.0, 1, 3)
-
-
-@pytest.mark.parametrize(("precision", "enabled"), [("auto", False), ("float32", False), ("bfloat16", True)])
-def test_mixed_precision_on_a_cpu_only_if_asked_for(precision: str, enabled: bool) -> None:
-    with autocast(torch.device("cpu"), precision):
-        product = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert (product.dtype == torch.bfloat16) == enabled

@@ -1,9 +1,8 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from delt_hpc import cli
 from delt_hpc.config.schema import Evaluate
 from delt_hpc.errors import UserError
 from delt_hpc.run.folder import RunFolder
@@ -29,18 +28,23 @@ def test_an_id_is_found_again_and_names_the_folder(trial: Trial) -> None:
 
 
 @pytest.mark.parametrize("text", ["convnet3-3-random-hard", "convnet3-1", "", "convnet3-1-random-hard "])
-def test_a_trial_that_nobody_asked_for_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="asks for no such trial"):
+def test_an_unconfigured_trial_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="has no such trial"):
         find(text, CONFIG)
 
 
-def test_a_slip_gets_a_suggestion() -> None:
+def test_a_typo_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="STUDENT-SEED-ARM: convnet3-1-random-hard"):
         find("convnet3-1-random_hard", CONFIG)
 
 
-def test_the_command_refuses_it_before_anything_is_made(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "delt_hpc.cli", "evaluate", "digits", "--trial", "convnet3-1-random-soft"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
-    assert done.stderr.startswith("error: --trial convnet3-1-random-soft: the configuration asks for no such trial\n")
+def test_the_command_refuses_it_before_creating_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["delt-hpc", "evaluate", "digits", "--trial", "convnet3-1-random-soft"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert (stop.value.code, list(tmp_path.iterdir())) == (2, [])
+    message = "error: --trial convnet3-1-random-soft: the configuration has no such trial\n"
+    assert capsys.readouterr().err.startswith(message)

@@ -1,1 +1,1 @@
-"""The registered data sets and where their images come from."""
+"""The registered data sets and the sources of their images."""

@@ -1,4 +1,4 @@
-"""Readable class names. They decorate tables and pages; labels are the class map's alone."""
+"""Readable class names, for tables and reports only; labels come from the class map."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +10,8 @@ from torchvision.models import ResNet18_Weights
 def readable(name: str, root: Path, folders: Sequence[str]) -> list[str]:
     """A name for each class folder, in the same order.
 
-    Fashion-MNIST's labels by number, Tiny-ImageNet's from its words.txt, ILSVRC-2012's from torchvision's weights where
-    every folder is one of its wnids; else the folder's own name.
+    Fashion-MNIST's labels by number; Tiny-ImageNet's from its words.txt; ILSVRC-2012's from torchvision's weights, if
+    every folder is one of its wnids; otherwise the folder names.
     """
     known: dict[str, str] = {}
     if name == "fashion-mnist":
@@ -33,7 +33,7 @@ def _imagenet() -> dict[str, str]:
 
 
 def _words(root: Path) -> dict[str, str]:
-    """wnid -> first synonym, from words.txt (tab separated: wnid, synonyms with commas between)."""
+    """wnid -> first synonym, from words.txt (lines of wnid, tab, comma-separated synonyms)."""
     for path in (root / "words.txt", root / "tiny-imagenet-200" / "words.txt"):
         if path.is_file():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

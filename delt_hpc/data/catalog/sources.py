@@ -1,6 +1,6 @@
-"""Where data sets come from: folders as they lie, known archives unpacked in the root, and exports made here.
+"""Sources of data sets: existing folders, known archives unpacked in the root, and exports to image files.
 
-An export is an ImageFolder of lossless PNGs; its train and val folders each appear complete or not at all.
+An export is an ImageFolder of lossless PNGs; each of its folders train and val appears complete or not at all.
 """
 
 import fcntl
@@ -30,9 +30,9 @@ from delt_hpc.run.progress import Reporter
 Split = tuple[np.ndarray, np.ndarray]  # uint8 [n, height, width] or [n, height, width, 3]; class positions int64 [n]
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-PATIENCE_SECONDS = 30.0
+DOWNLOAD_TIMEOUT_SECONDS = 30.0
 
-_USUAL = ("train", "val")
+_DEFAULT_SPLITS = ("train", "val")
 _DIGITS = [str(digit) for digit in range(10)]
 # Folders that the published archives unpack to.
 _UNPACKED = {
@@ -40,7 +40,7 @@ _UNPACKED = {
     "imagewoof": ("imagewoof2", "imagewoof2-320"),
     "tiny-imagenet": ("tiny-imagenet-200",),
 }
-# imagenet100_wnids.txt is the list that contrastive multiview coding (arXiv 1906.05849) brought into use.
+# The list of imagenet100_wnids.txt was introduced by contrastive multiview coding (arXiv 1906.05849).
 _SUBSETS = {
     "imagenette": "imagenette_wnids.txt",
     "imagewoof": "imagewoof_wnids.txt",
@@ -51,52 +51,52 @@ _REMEDIES = {
     "fashion-mnist": "install Debian's package dataset-fashion-mnist, or put the four idx files into {root}",
     "cifar10": "unpack cifar-10-python.tar.gz in {root}, so that it holds cifar-10-batches-py/",
     "cifar100": "unpack cifar-100-python.tar.gz in {root}, so that it holds cifar-100-python/",
-    "imagenette": f"unpack imagenette2.tgz in {{root}}, or {_IMAGENET}; the ten classes are picked out",
-    "imagewoof": f"unpack imagewoof2.tgz in {{root}}, or {_IMAGENET}; the ten classes are picked out",
-    "tiny-imagenet": "unpack tiny-imagenet-200.zip in {root}, or set data.root to where it lies",
-    "imagenet-100": f"{_IMAGENET}; the hundred classes are picked out",
+    "imagenette": f"unpack imagenette2.tgz in {{root}}, or {_IMAGENET}; the ten classes are selected",
+    "imagewoof": f"unpack imagewoof2.tgz in {{root}}, or {_IMAGENET}; the ten classes are selected",
+    "tiny-imagenet": "unpack tiny-imagenet-200.zip in {root}, or set data.root to its folder",
+    "imagenet-100": f"{_IMAGENET}; the hundred classes are selected",
     "imagenet-1k": _IMAGENET,
 }
 
 
 def provide(name: str, root: Path, train: str, val: str) -> None:
-    """See to it that `root/train` and `root/val` exist.
+    """Make sure that `root/train` and `root/val` exist.
 
-    Where they do not, `digits`, `fashion-mnist`, `cifar10` and `cifar100` are exported, `imagenette` is downloaded, and
-    known archives that were unpacked in `root` are linked to; all this only for the usual folder names.
+    If they do not, `digits`, `fashion-mnist`, `cifar10` and `cifar100` are exported, `imagenette` is downloaded, and
+    known archives unpacked in `root` are linked. This is done for the default folder names only.
 
     Raises:
-        UserError: not found, not downloadable, damaged, or `root` not writable.
+        UserError: the data set is not found, cannot be downloaded or is damaged, or `root` is not writable.
     """
     if _complete(root, train, val):
         return
-    if (train, val) == _USUAL and (name in _MAKERS or name in _UNPACKED):
+    if (train, val) == _DEFAULT_SPLITS and (name in _PROVIDERS or name in _UNPACKED):
         try:
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 if not _complete(root, train, val):
-                    _MAKERS.get(name, partial(_link_unpacked, name))(root)
+                    _PROVIDERS.get(name, partial(_link_unpacked, name))(root)
         except OSError as error:
             raise UserError(
                 f"`{name}` cannot be set up: {error}",
                 where=str(root),
-                remedy="set data.root to a folder you can write to",
+                remedy="set data.root to a writable folder",
             ) from None
     if not _complete(root, train, val):
         raise _not_found(name, root, train, val)
 
 
 def subset(name: str, available: Sequence[str]) -> list[str] | None:
-    """The folders of a data set that is a part of ImageNet-1K.
+    """The class folders of a data set that is a subset of ImageNet-1K.
 
     Args:
-        available: the class folders that are there.
+        available: the existing class folders.
 
     Returns:
-        Its wnids, sorted, where `available` holds them among more; None where there is nothing to pick out.
+        The subset's wnids, sorted, if `available` contains them and others; None if there is nothing to select.
 
     Raises:
-        UserError: `available` holds some of them, but not all, among others.
+        UserError: `available` contains only some of them, and others.
     """
     if name not in _SUBSETS:
         return None
@@ -112,23 +112,23 @@ def subset(name: str, available: Sequence[str]) -> list[str] | None:
 
 
 def listed_validation(val_root: Path, folders: Sequence[str]) -> list[tuple[str, int]] | None:
-    """Tiny-ImageNet's validation images, all in one folder with a table of their classes.
+    """Tiny-ImageNet's validation images, which are in one folder with a table of their classes.
 
     Args:
         val_root: folder with images/ and val_annotations.txt (tab separated: file, wnid, box).
-        folders: class folders in class-map order; lines of other classes are passed over.
+        folders: class folders in class-map order; lines of other classes are ignored.
 
     Returns:
-        (path relative to `val_root`, class index) of each image; None where there is no such table.
+        (path relative to `val_root`, class index) of each image; None if there is no such table.
 
     Raises:
-        UserError: naming bad lines, missing files, unknown wnids, and classes without a line.
+        UserError: naming malformed lines, missing files, unknown wnids, and classes without a line.
     """
     table, images = val_root / "val_annotations.txt", val_root / "images"
     if not table.is_file() or not images.is_dir():
         return None
     index = {folder: position for position, folder in enumerate(folders)}
-    there = {path.name for path in images.iterdir()}
+    existing = {path.name for path in images.iterdir()}
     wnids = val_root.resolve().parent / "wnids.txt"
     known = {*folders, *wnids.read_text(encoding="utf-8").split()} if wnids.is_file() else None
     seen: set[str] = set()
@@ -137,12 +137,12 @@ def listed_validation(val_root: Path, folders: Sequence[str]) -> list[tuple[str,
     for number, line in enumerate(table.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         file, wnid = [*(part.strip() for part in line.split("\t")), ""][:2]
         if not file or not wnid:
-            problems.append(f"line {number} is not file, wnid, box with tabs between")
+            problems.append(f"line {number} is not file, wnid, box separated by tabs")
         elif file in seen:
             problems.append(f"line {number} lists {file} again")
         elif wnid not in index and (wnid not in known if known else not re.fullmatch(r"n\d{8}", wnid)):
             problems.append(f"line {number} has the unknown wnid {wnid}")
-        elif file not in there:
+        elif file not in existing:
             problems.append(f"line {number} lists {file}, which is not in images/")
         elif wnid in index:
             pairs.append((f"images/{file}", index[wnid]))
@@ -165,27 +165,27 @@ def _layout(train: str, val: str) -> str:
 
 def _not_found(name: str, root: Path, train: str, val: str) -> UserError:
     missing = some([folder for folder in (train, val) if not (root / folder).is_dir()])
-    remedy = "set data.root, data.train and data.val to where the images lie"
-    if (train, val) == _USUAL:
+    remedy = "set data.root, data.train and data.val to the folders of the images"
+    if (train, val) == _DEFAULT_SPLITS:
         remedy = _REMEDIES.get(name, remedy).format(root=root)
-    elif name in _MAKERS:
-        remedy += ", or leave data.train and data.val out to have it set up here"
+    elif name in _PROVIDERS:
+        remedy += ", or omit data.train and data.val to have it set up here"
     return UserError(f"`{name}`: no folder {missing}", where=str(root), expected=_layout(train, val), remedy=remedy)
 
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """One process at a time sets a data set up; another waits and then finds it there."""
+    """One process at a time sets a data set up; others wait and then find it complete."""
     with (root / ".set-up.lock").open("w") as file:
-        with suppress(OSError):  # a file system that knows no locks
+        with suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _export(name: str, root: Path, folders: Sequence[str], splits: dict[str, Split]) -> None:
-    lacking = {split: images for split, images in splits.items() if not (root / split).is_dir()}
-    with Reporter().bar(f"{name}: writing images", sum(len(labels) for _, labels in lacking.values())) as bar:
-        for split, (images, labels) in lacking.items():
+    missing = {split: images for split, images in splits.items() if not (root / split).is_dir()}
+    with Reporter().bar(f"{name}: writing images", sum(len(labels) for _, labels in missing.values())) as bar:
+        for split, (images, labels) in missing.items():
             with writing_folder(root / split) as temporary:
                 for folder in folders:
                     (temporary / folder).mkdir()
@@ -195,9 +195,9 @@ def _export(name: str, root: Path, folders: Sequence[str], splits: dict[str, Spl
 
 
 def _digits(root: Path) -> None:
-    """scikit-learn's 8 x 8 digits, grey values 0..16; every fifth image of each class is for validation."""
-    found = load_digits()
-    images, labels = np.rint(found.images * (255 / 16)).astype(np.uint8), found.target.astype(np.int64)
+    """scikit-learn's 8 x 8 digits, gray values 0..16; every fifth image of each class is a validation image."""
+    digits = load_digits()
+    images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
     is_val = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         is_val[np.flatnonzero(labels == label)[4::5]] = True
@@ -206,23 +206,21 @@ def _digits(root: Path) -> None:
 
 
 def _fashion_mnist(root: Path) -> None:
-    place = _idx_folder(root)
-    if place is None:
-        place = root / "raw"
-        _download("fashion-mnist", root, "FashionMNIST/raw", place, partial(datasets.FashionMNIST, download=True))
-    splits = {"train": idx.read_split(place, "train", 10), "val": idx.read_split(place, "t10k", 10)}
+    folder = _idx_folder(root)
+    if folder is None:
+        folder = root / "raw"
+        _download("fashion-mnist", root, "FashionMNIST/raw", folder, partial(datasets.FashionMNIST, download=True))
+    splits = {"train": idx.read_split(folder, "train", 10), "val": idx.read_split(folder, "t10k", 10)}
     _export("fashion-mnist", root, _DIGITS, splits)
 
 
 def _idx_folder(root: Path) -> Path | None:
-    for place in (root, root / "raw", root / "FashionMNIST" / "raw", DEBIAN):
-        missing = idx.missing(place)
+    for folder in (root, root / "raw", root / "FashionMNIST" / "raw", DEBIAN):
+        missing = idx.missing(folder)
         if not missing:
-            return place
+            return folder
         if len(missing) < 4:
-            raise UserError(
-                f"lacks {some(missing)}", where=str(place), expected="the four idx files together, plain or as .gz"
-            )
+            raise UserError(f"lacks {some(missing)}", where=str(folder), expected="all four idx files, plain or as .gz")
     return None
 
 
@@ -231,11 +229,11 @@ def _cifar(name: str, kind: Any, root: Path) -> None:
     if not batches.is_dir():
         _download(name, root, kind.base_folder, batches, partial(kind, download=True))
     try:
-        halves = {split: kind(root, train=split == "train") for split in _USUAL}
+        parts = {split: kind(root, train=split == "train") for split in _DEFAULT_SPLITS}
     except RuntimeError:
         raise UserError("is incomplete or damaged", where=str(batches), remedy="delete it and start again") from None
-    splits = {split: (half.data, np.asarray(half.targets)) for split, half in halves.items()}
-    _export(name, root, halves["train"].classes, splits)
+    splits = {split: (part.data, np.asarray(part.targets)) for split, part in parts.items()}
+    _export(name, root, parts["train"].classes, splits)
 
 
 def _imagenette(root: Path) -> None:
@@ -245,20 +243,20 @@ def _imagenette(root: Path) -> None:
 
 
 def _link_unpacked(name: str, root: Path) -> None:
-    """`train` and `val` as links into the first unpacked archive that has both."""
+    """Link `train` and `val` to the first unpacked archive that has both."""
     for folder in _UNPACKED[name]:
-        if _complete(root / folder, *_USUAL):
-            for split in _USUAL:
+        if _complete(root / folder, *_DEFAULT_SPLITS):
+            for split in _DEFAULT_SPLITS:
                 if not (root / split).is_dir():
                     (root / split).symlink_to(Path(folder) / split)
 
 
 def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[str], object]) -> None:
-    """What torchvision unpacks as `inner`, moved to `target` when it is complete; nothing else is left."""
+    """Move what torchvision downloads and unpacks as `inner` to `target`; leave nothing behind if it fails."""
     for stale in root.glob(".download.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    usual_patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE_SECONDS)  # a compute node's network may swallow every packet
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # a compute node's network may drop all packets silently
     try:
         with TemporaryDirectory(prefix=".download.", dir=root) as scratch:
             with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
@@ -266,16 +264,16 @@ def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[
             (Path(scratch) / inner).rename(target)
     except (OSError, RuntimeError, HTTPException) as error:
         raise UserError(
-            f"`{name}` is not there, and its download failed: {' '.join(str(error).split())}",
+            f"`{name}` is missing, and its download failed: {' '.join(str(error).split())}",
             where=str(root),
-            expected=_layout(*_USUAL),
+            expected=_layout(*_DEFAULT_SPLITS),
             remedy=_REMEDIES[name].format(root=root),
         ) from None
     finally:
-        socket.setdefaulttimeout(usual_patience)
+        socket.setdefaulttimeout(previous_timeout)
 
 
-_MAKERS: dict[str, Callable[[Path], None]] = {
+_PROVIDERS: dict[str, Callable[[Path], None]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "cifar10": partial(_cifar, "cifar10", datasets.CIFAR10),

@@ -1,4 +1,4 @@
-"""What each data set looks like to a network: one spec each, used by every stage."""
+"""How the images of each data set become network input: one spec a data set, used by every stage."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,8 +14,8 @@ Colour = tuple[float, float, float]
 class DatasetSpec:
     """How images become network input.
 
-    An image is turned to RGB, its shorter side resized to `resize` (bilinear, antialias), its centre cut out at
-    `size` x `size`, its channels normalised by `mean` and `std` (of values in 0..1).
+    An image is converted to RGB, its shorter side is resized to `resize` pixels (bilinear, antialias), its centre is
+    cropped to `size` x `size`, and its channels are normalised by `mean` and `std` (of values in 0..1).
     """
 
     name: str
@@ -25,7 +25,7 @@ class DatasetSpec:
     mean: Colour
     std: Colour
     mirror: bool  # a mirrored image keeps its class
-    teacher: str  # the usual network
+    teacher: str  # network of the recipe
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -36,7 +36,7 @@ class DatasetSpec:
 
 
 def margin(size: int) -> int:
-    """The published shorter side before the centre crop, 224 -> 256; never below the size itself."""
+    """The published shorter side before the centre crop, e.g. 224 -> 256; at least the size itself."""
     return max(size, size // 7 * 8)
 
 
@@ -44,9 +44,9 @@ def _imagenet_like(name: str, classes: int) -> DatasetSpec:
     return DatasetSpec(name, classes, 224, margin(224), IMAGENET_MEAN, IMAGENET_STD, True, "resnet18")
 
 
-# The 8 x 8 digits are shown at 16 and the 28 x 28 Fashion-MNIST at 32 pixels, so that three or four halvings are left.
-# Tiny-ImageNet's natural size is its input size: the published margin (72) would enlarge and then cut every image, and
-# is `--set data.resize=72`.
+# The 8 x 8 digits are enlarged to 16 and the 28 x 28 Fashion-MNIST to 32 pixels, so that networks can halve them three
+# or four times. Tiny-ImageNet is used at its own size: the published resize to 72 would enlarge and then crop every
+# image (`--set data.resize=72`).
 SPECS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
@@ -76,25 +76,35 @@ SPECS: dict[str, DatasetSpec] = {
 }
 
 
-def resolve(data: Data, found_classes: int, measured: tuple[Colour, Colour] | None) -> DatasetSpec:
-    """The spec of the configured data set: the registered one, each given value over it.
-
-    Args:
-        data: the configuration's section.
-        found_classes: class folders that were found.
-        measured: mean and standard deviation, where the configuration asks to measure them.
+def image_size(data: Data) -> int:
+    """Height and width of network input: the configured one, or the registered data set's.
 
     Raises:
-        UserError: a value is missing, or the class count is another.
+        UserError: there is neither.
     """
-    base = SPECS.get(data.name)
-    size = data.size or (base.size if base else None)
-    if size is None:
+    if data.size:
+        return data.size
+    if data.name not in SPECS:
         raise UserError(
-            f"`{data.name}` is no registered data set, so its image size must be given",
+            f"`{data.name}` is not a registered data set, so its image size must be given",
             where="data.size",
             expected=f"pixels, e.g. 224; or data.name one of {', '.join(SPECS)}",
         )
+    return SPECS[data.name].size
+
+
+def resolve(data: Data, found_classes: int, measured: tuple[Colour, Colour] | None) -> DatasetSpec:
+    """The spec of the configured data set: the registered spec, overridden by the configured values.
+
+    Args:
+        data: the configuration's section.
+        found_classes: number of class folders found.
+        measured: mean and standard deviation, if the configuration asks to measure them.
+
+    Raises:
+        UserError: a value is missing, or the number of classes differs from the expected one.
+    """
+    base, size = SPECS.get(data.name), image_size(data)
     resize = data.resize or (base.resize if base and data.size in (None, base.size) else margin(size))
     if resize < size:
         raise UserError(f"{resize} is below the image size {size}", where="data.resize")
@@ -114,17 +124,17 @@ def _colours(data: Data, base: DatasetSpec | None, measured: tuple[Colour, Colou
     if measured:
         return measured
     chosen: list[Colour] = []
-    for key, given, usual in (
+    for key, configured, registered in (
         ("mean", data.mean, base.mean if base else None),
         ("std", data.std, base.std if base else None),
     ):
-        if isinstance(given, list):
-            chosen.append((given[0], given[1], given[2]))
-        elif usual:
-            chosen.append(usual)
+        if isinstance(configured, list):
+            chosen.append((configured[0], configured[1], configured[2]))
+        elif registered:
+            chosen.append(registered)
         else:
             raise UserError(
-                f"`{data.name}` is no registered data set, so its colours must be given or measured",
+                f"`{data.name}` is not a registered data set, so its colours must be given or measured",
                 where=f"data.{key}",
                 expected="three numbers in 0..1, or `measure` for data.mean and data.std",
             )

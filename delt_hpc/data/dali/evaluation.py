@@ -1,4 +1,4 @@
-"""The exact evaluation transform through DALI: at most 1/255 a pixel from torchvision on PIL images."""
+"""The evaluation transform in DALI; pixels differ from torchvision's on PIL images by at most 1/255."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.dali.files import Files, ImageData
-from delt_hpc.data.dali.pipeline import Arguments, Request, Work, deliver
+from delt_hpc.data.dali.pipeline import Arguments, PipelineSpec, Request, deliver
 from delt_hpc.data.dali.resize import (
     Axis,
     axis,
@@ -34,37 +34,31 @@ def evaluation_batches(
     threads: int,
     bad: BadFiles,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Every asked image once, in order, the last batch smaller where the count asks for it.
+    """See `delt_hpc.data.loader.evaluation_batches`. JPEGs are decoded on the GPU if `device` is one.
 
-    JPEGs are decoded on the GPU where `device` is one. Do not mix scores of images decoded on a CPU and on a GPU.
+    Do not mix scores of images decoded on a CPU and on a GPU.
 
     Args:
-        positions: int64 [n], places in the index.
-        threads: CPU threads, of this process and of DALI each.
-        bad: what becomes of unreadable files.
-
-    Yields:
-        images float32 [B, 3, S, S] normalised on `device`, and their positions int64 [B].
-
-    Raises:
-        UserError: naming unreadable files, unless `bad` skips them.
+        threads: number of reading threads, and of DALI's CPU threads.
     """
-    work = Work(Files(index, finish=evaluation(spec)), placement(spec), evaluation_graph(spec), batch_size)
+    pipeline_spec = PipelineSpec(
+        Files(index, transform=evaluation(spec)), placement(spec), evaluation_graph(spec), batch_size
+    )
     requests = (
         [Request(position) for position in positions[start : start + batch_size].tolist()]
         for start in range(0, len(positions), batch_size)
     )
-    for images, delivered in deliver(work, requests, bad, device, threads):
+    for images, delivered in deliver(pipeline_spec, requests, bad, device, threads):
         yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
 
 
 def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:
-    """The graph's arguments for an image, as torchvision places resized image and crop.
+    """Function that gives the graph's arguments for an image: size and crop position as torchvision computes them.
 
-    The longer side is rounded down, and where the slack is odd the crop starts at the even one of two pixels. Images
-    that PIL had to decode it has resized and cut out as well.
+    The longer side is rounded down. If the margins are odd, the crop starts at the even one of two possible pixels.
+    Images that PIL decoded are already resized and cropped.
     """
-    finished = axis(spec.size, spec.size, 0, spec.size)
+    unchanged = axis(spec.size, spec.size, 0, spec.size)
 
     def along(length: int, shorter: int) -> Axis:
         resized = spec.resize * length // shorter
@@ -73,7 +67,7 @@ def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:
     def describe(_: Request, image: ImageData) -> Arguments:
         shorter = min(image.height, image.width)
         rows, columns = (
-            finished if image.decoded else along(length, shorter) for length in (image.height, image.width)
+            unchanged if image.decoded else along(length, shorter) for length in (image.height, image.width)
         )
         return (
             edge_arguments(rows, columns, image.height, image.width)
@@ -85,7 +79,7 @@ def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:
 
 
 def evaluation_graph(spec: DatasetSpec) -> Callable[..., Any]:
-    """Function of decoded images, the device and `placement`'s arguments: normalised images, float32 [3, S, S]."""
+    """DALI graph from decoded images, the device and `placement`'s arguments to normalised float32 [3, S, S]."""
 
     def graph(image: Any, device: str, *arguments: Any) -> Any:
         if _to_edge(spec):
@@ -96,7 +90,7 @@ def evaluation_graph(spec: DatasetSpec) -> Callable[..., Any]:
 
 
 def _to_edge(spec: DatasetSpec) -> bool:
-    """Whether the crop can hold pixels of the resized image's outermost rows or columns."""
+    """Whether the crop may contain the outermost rows or columns of the resized image."""
     return spec.resize - spec.size < 2
 
 

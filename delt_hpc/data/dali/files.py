@@ -1,7 +1,7 @@
-"""Files as DALI is given them: plain JPEGs as they are, everything else decoded by PIL, unreadable ones named.
+"""Reading of image files for DALI: plain JPEGs stay encoded, PIL decodes everything else.
 
-DALI decodes a plain JPEG to the pixels PIL decodes it to. Other formats are rare in image data sets and full of corners
-(palettes, transparency, 16 bits, CMYK) that the two treat differently, so of these PIL's pixels are handed on.
+DALI decodes a plain JPEG to the same pixels as PIL. The two treat special cases of other formats differently (palettes,
+transparency, 16 bits, CMYK), and these are rare in image data sets, so DALI is given PIL's pixels for them.
 """
 
 import threading
@@ -26,12 +26,12 @@ _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """An image for DALI.
+    """An image to feed to DALI.
 
     Attributes:
         content: a JPEG's bytes, or RGB pixels row by row; uint8 [n].
-        height, width: pixels, not turned by EXIF.
-        decoded: whether the content is pixels.
+        height, width: in pixels, before any EXIF rotation.
+        decoded: whether `content` is pixels.
     """
 
     position: int
@@ -47,26 +47,27 @@ class Size(NamedTuple):
 
 
 def plain_jpeg_size(content: bytes) -> Size | None:
-    """Size of a JPEG that every decoder turns to the same RGB pixels; None for anything else.
+    """Size of a JPEG that every decoder decodes to the same RGB pixels; None for anything else.
 
-    That is a Huffman-coded one of 8 bits, in gray or YCbCr, no larger than PIL takes.
+    Such a JPEG is Huffman-coded, has 8 bits in gray or YCbCr, and is not larger than PIL's limit.
     """
     if content[:2] != bytes((0xFF, _START_OF_IMAGE)):
         return None
-    at, adobe_rgb = 2, False
-    while at + 4 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
+    offset, adobe_rgb = 2, False
+    while offset + 4 <= len(content) and content[offset] == 0xFF:
+        marker = content[offset + 1]
         if marker == 0xFF or marker in _WITHOUT_LENGTH:
-            at += 1 if marker == 0xFF else 2
+            offset += 1 if marker == 0xFF else 2
             continue
-        body = content[at + 4 : at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")]
+        length = int.from_bytes(content[offset + 2 : offset + 4], "big")
+        body = content[offset + 4 : offset + 2 + length]
         if marker == _START_OF_SCAN or (marker in _FRAMES and marker not in _HUFFMAN_FRAMES):
             return None
         if marker == _ADOBE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe_rgb = body[11] == 0
         if marker in _HUFFMAN_FRAMES:
             return _plain_frame_size(body, adobe_rgb)
-        at += 4 + len(body)
+        offset += 4 + len(body)
     return None
 
 
@@ -84,25 +85,26 @@ def _plain_frame_size(body: bytes, adobe_rgb: bool) -> Size | None:
 
 
 class Files:
-    """Reads the images of an index, from several threads at once.
+    """Thread-safe reader of the images of an index.
 
     Args:
-        index: which images there are.
-        finish: pixels, uint8 [height, width, 3], of an image that PIL has decoded.
-        keep_mib: memory for decoded images that will be asked for again, MiB; what no longer fits is read anew.
+        transform: applied to images that PIL decodes; returns uint8 [height, width, 3].
+        cache_mib: memory for decoded images, MiB; images that do not fit are read again each time.
     """
 
-    def __init__(self, index: Index, finish: Callable[[Image.Image], Pixels] = np.asarray, keep_mib: int = 0) -> None:
+    def __init__(
+        self, index: Index, transform: Callable[[Image.Image], Pixels] = np.asarray, cache_mib: int = 0
+    ) -> None:
         self.index = index
-        self._finish = finish
-        self._kept: dict[int, ImageData] = {}
-        self._left = keep_mib * 2**20
+        self._transform = transform
+        self._cache: dict[int, ImageData] = {}
+        self._free_bytes = cache_mib * 2**20
         self._lock = threading.Lock()
 
     def read(self, position: int) -> ImageData | BadFile:
         """The image at a position of the index."""
-        if position in self._kept:
-            return self._kept[position]
+        if position in self._cache:
+            return self._cache[position]
         path = self._path(position)
         try:
             content = path.read_bytes()
@@ -112,14 +114,14 @@ class Files:
             return self.bad(position, "is empty")
         size = plain_jpeg_size(content)
         if size is None or self._fits(size.height * size.width * 3):
-            return self._keep(self.decoded(position))
+            return self._cached(self.decoded(position))
         return ImageData(position, np.frombuffer(content, dtype=np.uint8), *size, decoded=False)
 
     def decoded(self, position: int) -> ImageData | BadFile:
-        """The image as PIL decodes it."""
+        """The image decoded by PIL."""
         path = self._path(position)
         try:
-            pixels = self._finish(decode(path))
+            pixels = self._transform(decode(path))
         except BadImageError as error:
             return self.bad(position, str(error).removeprefix(f"{path}: ").replace(f" {str(path)!r}", ""))
         height, width, _ = pixels.shape
@@ -132,12 +134,13 @@ class Files:
         return self.index.root / self.index.paths[position]
 
     def _fits(self, size: int) -> bool:
-        return size <= self._left
+        return size <= self._free_bytes
 
-    def _keep(self, image: ImageData | BadFile) -> ImageData | BadFile:
+    def _cached(self, image: ImageData | BadFile) -> ImageData | BadFile:
+        """The image itself, cached if it fits."""
         if isinstance(image, ImageData):
             with self._lock:
-                if image.position not in self._kept and self._fits(image.content.size):
-                    self._kept[image.position] = image
-                    self._left -= image.content.size
+                if image.position not in self._cache and self._fits(image.content.size):
+                    self._cache[image.position] = image
+                    self._free_bytes -= image.content.size
         return image

@@ -1,8 +1,8 @@
-"""Images through a DALI graph: read ahead, fed, checked against what was asked, and mended where a file is damaged.
+"""Runs a DALI graph on images: reads files ahead, feeds them, checks what is delivered, and recovers from bad files.
 
-DALI cannot skip a file, its errors do not always name it, and a pipeline that met one is lost with every batch in it.
-So files are fed by this process, which knows the batches that are in the pipeline: after an error each of their files
-is tried alone, PIL has the last word on those that fail, and a new pipeline takes up what was not delivered.
+DALI cannot skip a damaged file, its errors do not always name it, and after an error a pipeline and all batches in it
+are lost. So this process feeds the files itself and remembers the batches inside the pipeline. After an error it tries
+each of their files alone, decodes those that fail with PIL, and restarts with a new pipeline and the lost batches.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ from torch.utils.dlpack import from_dlpack
 from delt_hpc.data.bad_files import BadFile, BadFiles
 from delt_hpc.data.dali.files import Files, ImageData
 
-# Batches inside a pipeline, and read but not yet in it: one being computed and one ready for each.
+# Number of batches inside a pipeline, and of batches read ahead of it: one in progress and one ready.
 _DEPTH = 2
 _DALI_TYPES = {np.dtype(np.int32): types.INT32, np.dtype(np.float32): types.FLOAT}
 
@@ -31,18 +31,18 @@ Graph = Callable[..., Any]
 
 
 class _LostPipelineError(Exception):
-    """A pipeline met an error and cannot be used any more."""
+    """A pipeline had an error and cannot be used any more."""
 
 
 class Request(NamedTuple):
-    """An image to deliver; of training images also in which epoch, which decides how it is augmented."""
+    """A request for an image; the epoch of training images determines their augmentation."""
 
     position: int
     epoch: int = 0
 
 
 class Item(NamedTuple):
-    """An image and the graph's arguments for it, int32 or float32 arrays that have the same shapes for all images."""
+    """An image and the graph's arguments for it: int32 or float32 arrays, of the same shapes for all images."""
 
     request: Request
     image: ImageData
@@ -52,15 +52,15 @@ class Item(NamedTuple):
 Describe = Callable[[Request, ImageData], Arguments]
 
 
-class Work(NamedTuple):
-    """What is to be done to which images.
+class PipelineSpec(NamedTuple):
+    """The images and graph of a pipeline.
 
     Attributes:
-        files: where they are read.
-        describe: the graph's arguments for an image.
-        graph: function of the decoded images, the device ("cpu" or "gpu") and the arguments, all DALI nodes; returns
+        files: reads the images.
+        describe: function that gives the graph's arguments for an image.
+        graph: function of the decoded image and the arguments (DALI nodes) and the device ("cpu" or "gpu"); returns
             float32 [3, S, S].
-        batch_size: images in the largest batch.
+        batch_size: the largest number of images in a batch.
     """
 
     files: Files
@@ -70,9 +70,9 @@ class Work(NamedTuple):
 
 
 def decode(content: Any, device: str) -> Any:
-    """RGB pixels of JPEGs, as PIL decodes them: not turned by EXIF, smooth chroma, the exact inverse DCT.
+    """RGB pixels of JPEGs, decoded as by PIL: no EXIF rotation, fancy upsampling of chroma, exact inverse DCT.
 
-    Whole images are decoded, since region decoding of JPEGs on a GPU crashes in nvImageCodec 0.9.
+    Whole images are decoded, because region decoding on a GPU crashes in nvImageCodec 0.9.
     """
     return fn.decoders.image(
         content,
@@ -84,7 +84,7 @@ def decode(content: Any, device: str) -> Any:
 
 
 def pixels(content: Any, decoded: Any, shape: Any, device: str) -> Any:
-    """The images of a batch that JPEGs and decoded images share. Only inside a pipeline with conditionals."""
+    """The pixels of a batch of JPEGs and decoded images. Requires a pipeline with conditionals enabled."""
     if decoded:
         image = fn.reshape(content, shape=shape, layout="HWC")
         if device == "gpu":
@@ -95,16 +95,18 @@ def pixels(content: Any, decoded: Any, shape: Any, device: str) -> Any:
 
 
 def kind(device: torch.device) -> str:
-    """DALI's name of a device's kind."""
+    """DALI's name of the device type."""
     return "gpu" if device.type == "cuda" else "cpu"
 
 
-def make_pipeline(work: Work, source: Iterator[Any], example: Arguments, device: torch.device, threads: int) -> Any:
-    """A pipeline, not yet built, with the outputs images and positions int64.
+def make_pipeline(
+    spec: PipelineSpec, source: Iterator[Any], example: Arguments, device: torch.device, threads: int
+) -> Any:
+    """A pipeline, not yet built, with two outputs: images and positions int64.
 
     Args:
-        source: batches as `_feed` gives them.
-        example: one image's arguments.
+        source: batches from `_feed`.
+        example: the arguments of one image, for their types and dimensions.
     """
 
     def graph() -> tuple[Any, Any]:
@@ -115,49 +117,50 @@ def make_pipeline(work: Work, source: Iterator[Any], example: Arguments, device:
             ndim=[1, 0, 1, 0, *(array.ndim for array in example)],
         )
         image = pixels(content, decoded, shape, kind(device))
-        return work.graph(image, kind(device), *arguments), positions
+        return spec.graph(image, kind(device), *arguments), positions
 
     definition = pipeline_def(enable_conditionals=True)(graph)
-    return definition(batch_size=work.batch_size, num_threads=threads, device_id=_device_id(device))
+    return definition(batch_size=spec.batch_size, num_threads=threads, device_id=_device_id(device))
 
 
 def deliver(
-    work: Work, requests: Iterable[Sequence[Request]], bad: BadFiles, device: torch.device, threads: int
+    spec: PipelineSpec, requests: Iterable[Sequence[Request]], bad: BadFiles, device: torch.device, threads: int
 ) -> Iterator[tuple[Tensor, list[Request]]]:
-    """The graph's images of each batch of requests, in order: float32 [B, 3, S, S] on the device.
+    """The graph's output for each batch of requests, in order: float32 [B, 3, S, S] on the device.
 
-    Bad files that are skipped leave their batch smaller; a batch of nothing else is left out.
+    Skipped files make a batch smaller; an empty batch is omitted.
 
     Raises:
-        UserError: naming unreadable files, unless `bad` takes note of them only.
+        UserError: naming unreadable files, unless `bad` skips them.
+        RuntimeError: DALI fails although every file can be decoded, or it delivers other images than requested.
     """
-    asked = delivered = 0
+    requested = delivered = 0
     skipped = len(bad.skipped)
 
     def counted() -> Iterator[Sequence[Request]]:
-        nonlocal asked
+        nonlocal requested
         for batch in requests:
-            asked += len(batch)
+            requested += len(batch)
             yield batch
 
-    with _read_ahead(work, counted(), bad, threads) as batches:
+    with _read_ahead(spec, counted(), bad, threads) as batches:
         waiting: Iterator[list[Item]] = batches
         while (first := next(waiting, None)) is not None:
             fed: deque[list[Item]] = deque()
             source = _feed(chain([first], waiting), fed)
             try:
-                with closing(_run(work, source, first[0].arguments, device, threads)) as run:
+                with closing(_run(spec, source, first[0].arguments, device, threads)) as run:
                     for images, positions in run:
                         batch = _checked(positions, fed.popleft())
                         yield images, batch
                         delivered += len(batch)
             except _LostPipelineError as lost:
-                waiting = chain(_mend(work, list(fed), bad, device, lost), waiting)
+                waiting = chain(_without_bad_files(spec, list(fed), bad, device, lost), waiting)
             finally:
                 if device.type == "cuda":
-                    nvidia.dali.backend.ReleaseUnusedMemory()  # DALI would keep it, and a network needs it
-    if asked != delivered + len(bad.skipped) - skipped:
-        raise RuntimeError(f"{asked} images were asked for and {delivered} delivered")
+                    nvidia.dali.backend.ReleaseUnusedMemory()  # otherwise DALI keeps it from PyTorch
+    if requested != delivered + len(bad.skipped) - skipped:
+        raise RuntimeError(f"{requested} images were requested, but DALI delivered {delivered}")
 
 
 def _device_id(device: torch.device) -> int | None:
@@ -165,7 +168,7 @@ def _device_id(device: torch.device) -> int | None:
 
 
 def _feed(batches: Iterator[list[Item]], fed: deque[list[Item]]) -> Iterator[Any]:
-    """Batches as an external source gives them; what a pipeline has taken is noted in `fed`."""
+    """Batches for DALI's external source; each batch that a pipeline takes is appended to `fed`."""
     for batch in batches:
         fed.append(batch)
         images = [item.image for item in batch]
@@ -179,10 +182,10 @@ def _feed(batches: Iterator[list[Item]], fed: deque[list[Item]]) -> Iterator[Any
 
 
 def _run(
-    work: Work, source: Iterator[Any], example: Arguments, device: torch.device, threads: int
+    spec: PipelineSpec, source: Iterator[Any], example: Arguments, device: torch.device, threads: int
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Images and positions of a new pipeline until its source ends."""
-    pipeline = make_pipeline(work, source, example, device, threads)
+    """Images and positions from a new pipeline, until its source is exhausted."""
+    pipeline = make_pipeline(spec, source, example, device, threads)
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     while True:
         try:
@@ -194,27 +197,27 @@ def _run(
         yield from_dlpack(images.as_tensor()), from_dlpack(positions.as_tensor())
 
 
-def _checked(delivered: Tensor, asked: list[Item]) -> list[Request]:
-    requests = [item.request for item in asked]
+def _checked(delivered: Tensor, batch: list[Item]) -> list[Request]:
+    requests = [item.request for item in batch]
     if delivered.tolist() != [request.position for request in requests]:
-        raise RuntimeError(f"DALI delivered the positions {delivered.tolist()} where {requests} were asked for")
+        raise RuntimeError(f"DALI delivered the positions {delivered.tolist()}, but {requests} were requested")
     return requests
 
 
-def _mend(
-    work: Work, batches: Sequence[list[Item]], bad: BadFiles, device: torch.device, lost: Exception
+def _without_bad_files(
+    spec: PipelineSpec, batches: Sequence[list[Item]], bad: BadFiles, device: torch.device, lost: Exception
 ) -> list[list[Item]]:
-    """The batches of a lost pipeline without the cause of its error."""
+    """The batches of a lost pipeline without the files that caused its error."""
 
-    def tried(item: Item) -> Item | BadFile:
+    def retried(item: Item) -> Item | BadFile:
         if item.image.decoded or _decodes(item.image.content, device):
             return item
-        return _item(work, item.request, work.files.decoded(item.request.position))
+        return _item(spec, item.request, spec.files.decoded(item.request.position))
 
-    mended = [[tried(item) for item in batch] for batch in batches]
-    if all(new is old for pair in zip(mended, batches, strict=True) for new, old in zip(*pair, strict=True)):
-        raise lost  # no file is to blame
-    return [good for batch in mended if (good := _good(work, batch, bad))]
+    new_batches = [[retried(item) for item in batch] for batch in batches]
+    if all(new is old for pair in zip(new_batches, batches, strict=True) for new, old in zip(*pair, strict=True)):
+        raise lost  # not caused by a file
+    return [good for batch in new_batches if (good := _good(spec, batch, bad))]
 
 
 def _decodes(content: np.ndarray, device: torch.device) -> bool:
@@ -228,31 +231,31 @@ def _decodes(content: np.ndarray, device: torch.device) -> bool:
     return True
 
 
-def _item(work: Work, request: Request, image: ImageData | BadFile) -> Item | BadFile:
-    return image if isinstance(image, BadFile) else Item(request, image, work.describe(request, image))
+def _item(spec: PipelineSpec, request: Request, image: ImageData | BadFile) -> Item | BadFile:
+    return image if isinstance(image, BadFile) else Item(request, image, spec.describe(request, image))
 
 
-def _good(work: Work, items: Sequence[Item | BadFile], bad: BadFiles) -> list[Item]:
-    """The items without bad files, which are reported."""
-    bad.report(work.files.index.root, [item for item in items if isinstance(item, BadFile)])
+def _good(spec: PipelineSpec, items: Sequence[Item | BadFile], bad: BadFiles) -> list[Item]:
+    """The readable items; bad files are reported."""
+    bad.report(spec.files.index.root, [item for item in items if isinstance(item, BadFile)])
     return [item for item in items if isinstance(item, Item)]
 
 
 @contextmanager
 def _read_ahead(
-    work: Work, requests: Iterable[Sequence[Request]], bad: BadFiles, threads: int
+    spec: PipelineSpec, requests: Iterable[Sequence[Request]], bad: BadFiles, threads: int
 ) -> Iterator[Iterator[list[Item]]]:
-    """Batches read by `threads` threads while others are computed, without their bad files."""
+    """Batches read ahead by `threads` threads, without their bad files."""
 
     def read(part: Sequence[Request]) -> list[Item | BadFile]:
-        return [_item(work, request, work.files.read(request.position)) for request in part]
+        return [_item(spec, request, spec.files.read(request.position)) for request in part]
 
     def batches() -> Iterator[list[Item]]:
         ahead: deque[list[Future[list[Item | BadFile]]]] = deque()
         for batch in chain(requests, [()] * _DEPTH):
             share = max(1, -(-len(batch) // threads))
-            ahead.append([pool.submit(read, batch[at : at + share]) for at in range(0, len(batch), share)])
-            if len(ahead) > _DEPTH and (good := _good(work, _joined(ahead.popleft()), bad)):
+            ahead.append([pool.submit(read, batch[start : start + share]) for start in range(0, len(batch), share)])
+            if len(ahead) > _DEPTH and (good := _good(spec, _joined(ahead.popleft()), bad)):
                 yield good
 
     pool = ThreadPoolExecutor(threads)

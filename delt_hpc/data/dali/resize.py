@@ -1,8 +1,8 @@
-"""PIL's bilinear resizing in DALI, at most 1/255 a pixel apart.
+"""PIL's bilinear resizing in DALI; pixels differ by at most 1/255.
 
-Both shrink with a triangle filter as wide as the reduction. Where it reaches over the image's edge PIL leaves out what
-lies outside and DALI repeats the edge, which is up to 17/255 apart in the outermost row and column. So an image is
-shrunk with zeros around it, and these rows and columns are divided by the share of the filter that lies inside.
+Both shrink with a triangle filter as wide as the reduction. Where the filter extends beyond the image, PIL ignores the
+part outside and DALI repeats the edge, which differs by up to 17/255 in the outermost rows and columns. So images are
+padded with zeros before they are shrunk, and these rows and columns are divided by the fraction of the filter inside.
 """
 
 import math
@@ -16,12 +16,12 @@ Arguments = tuple[np.ndarray, ...]
 
 
 class Axis(NamedTuple):
-    """How an axis of an image is sampled, in its pixels.
+    """How one axis of an image is sampled; coordinates in pixels of the image.
 
     Attributes:
-        pad: zeros needed at both ends.
-        low, high: the part to sample.
-        gain: factors of the resized pixels, float32 [size].
+        pad: number of zeros needed at both ends.
+        low, high: the interval to sample.
+        gain: factors for the resized pixels, float32 [size].
     """
 
     pad: int
@@ -63,7 +63,7 @@ def edge_arguments(rows: Axis, columns: Axis, height: int, width: int) -> Argume
 def resize_to_edge(
     image: Any, device: str, size: int, start: Any, shape: Any, low: Any, high: Any, rows: Any, columns: Any
 ) -> Any:
-    """size x size pixels of a resized image, its edges among them: uint8 [size, size, 3]. See `edge_arguments`."""
+    """size x size pixels of a resized image, possibly with its edges: uint8 [size, size, 3]. See `edge_arguments`."""
     image = fn.slice(image, start, shape, axes=(0, 1), out_of_bounds_policy="pad", fill_values=0)
     image = _resize(image, size, low, high, types.FLOAT)
     if device == "gpu":
@@ -79,7 +79,7 @@ def inner_arguments(rows: Axis, columns: Axis) -> Arguments:
 
 
 def resize_inner(image: Any, size: int, low: Any, high: Any) -> Any:
-    """size x size pixels of a resized image, none at its edges: uint8 [size, size, 3]. See `inner_arguments`."""
+    """size x size pixels of a resized image, without its edges: uint8 [size, size, 3]. See `inner_arguments`."""
     return _resize(image, size, low, high, types.UINT8)
 
 

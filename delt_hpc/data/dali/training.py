@@ -1,7 +1,7 @@
-"""Randomly augmented training images through DALI, the same as the PIL pipeline's within 1/255.
+"""The training transform in DALI; pixels differ from the PIL loader's by at most 1/255.
 
-Windows, mirroring and RandAugment's steps are drawn in this process from the image's own key, so an epoch's images
-depend on neither threads nor batch size, and the graph only carries out what was drawn.
+This process draws crop windows, mirroring and RandAugment steps from the key of each image and passes them to the DALI
+graph as arguments, so images do not depend on threads or batch size.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.dali.evaluation import normalised
 from delt_hpc.data.dali.files import Files, ImageData
-from delt_hpc.data.dali.pipeline import Arguments, Request, Work, deliver
+from delt_hpc.data.dali.pipeline import Arguments, PipelineSpec, Request, deliver
 from delt_hpc.data.dali.randaugment import randaugment, step_arguments
 from delt_hpc.data.dali.resize import axis, edge_arguments, resize_to_edge
 from delt_hpc.data.epochs import TrainingBatch, shuffled_batches
@@ -27,7 +27,7 @@ from delt_hpc.keyed_random import Key, uniforms
 
 
 class Draw(NamedTuple):
-    """All that is random about an image in an epoch."""
+    """The random augmentation of an image in an epoch."""
 
     window: Window
     mirrored: bool
@@ -46,33 +46,27 @@ def training_batches(
     device: torch.device,
     threads: int,
     bad: BadFiles,
-    keep_mib: int = 0,
+    cache_mib: int = 0,
 ) -> Iterator[TrainingBatch]:
-    """Every image once an epoch, reshuffled for each by (key, epoch), augmented by (key, epoch, position).
+    """See `delt_hpc.data.loader.TrainingSet.batches`. Shuffled by (key, epoch), augmented by (key, epoch, position).
 
     Args:
-        positions: int64 [n], places in the index.
-        epochs: which epochs to deliver, one after the other without a pause between them.
-        keep_mib: decoded images are kept in this process's memory up to this size, MiB (height x width x 3 bytes each:
-            147 KiB at 224 x 224); images beyond it are read and decoded anew each epoch.
-        bad: what becomes of unreadable files.
-
-    Raises:
-        UserError: naming unreadable files, unless `bad` skips them.
+        cache_mib: memory of this process for decoded images, MiB; an image takes height x width x 3 bytes. Images that
+            do not fit are read and decoded again in each epoch.
     """
     describe = _drawn(spec, augmentation, key)
-    work = Work(Files(index, keep_mib=keep_mib), describe, training_graph(spec), batch_size + 1)
+    pipeline_spec = PipelineSpec(Files(index, cache_mib=cache_mib), describe, training_graph(spec), batch_size + 1)
     requests = (
         [Request(position, epoch) for position in batch.tolist()]
         for epoch in epochs
         for batch in shuffled_batches(positions, batch_size, *key, "order", epoch)
     )
-    for images, delivered in deliver(work, requests, bad, device, threads):
+    for images, delivered in deliver(pipeline_spec, requests, bad, device, threads):
         yield TrainingBatch(delivered[0].epoch, images, np.asarray([request.position for request in delivered]))
 
 
 def draw(spec: DatasetSpec, augmentation: Augmentation, height: int, width: int, stream: Iterator[float]) -> Draw:
-    """An image's augmentation from its stream of uniform numbers, taken in the order the PIL pipeline takes them."""
+    """An image's augmentation from its stream of uniform numbers, consumed in the same order as by the PIL loader."""
     window = draw_window(stream, height, width, augmentation.crop_scale)
     mirrored = spec.mirror and next(stream) < 0.5
     return Draw(window, mirrored, RandAugment().draw(stream) if augmentation.randaugment else [])
@@ -102,7 +96,7 @@ def draw_arguments(drawn: Draw, size: int) -> Arguments:
 
 
 def training_graph(spec: DatasetSpec) -> Callable[..., Any]:
-    """Function of decoded images, the device and `draw_arguments`: normalised images, float32 [3, S, S]."""
+    """DALI graph from decoded images, the device and `draw_arguments` to normalised images, float32 [3, S, S]."""
 
     def graph(image: Any, device: str, corner: Any, shape: Any, *arguments: Any) -> Any:
         *edge, mirrored, kinds, values, matrices = arguments

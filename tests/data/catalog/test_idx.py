@@ -1,10 +1,11 @@
-"""idx files: what is read from good ones, and that every kind of damage is named."""
+"""idx files: valid ones are read exactly, and every kind of damage is reported with the file."""
 
 import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.idx_files import idx_bytes
 
 from delt_hpc.data.catalog import idx
 from delt_hpc.data.catalog.sources import DEBIAN
@@ -12,14 +13,6 @@ from delt_hpc.errors import UserError
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 PIXELS = np.arange(30 * 5 * 7, dtype=np.uint8).reshape(30, 5, 7)
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    return (
-        bytes([0, 0, 8, array.ndim])
-        + b"".join(size.to_bytes(4) for size in array.shape)
-        + array.astype(np.uint8).tobytes()
-    )
 
 
 GOOD = idx_bytes(PIXELS)
@@ -39,38 +32,38 @@ def test_a_split_is_read_value_by_value(folder: Path) -> None:
     assert labels.dtype == np.int64
 
 
-def test_the_missing_files_are_told(folder: Path) -> None:
+def test_missing_files_are_listed(folder: Path) -> None:
     assert idx.missing(folder) == ["t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
     (folder / "t10k-images-idx3-ubyte").write_bytes(b"")
     assert idx.missing(folder) == ["t10k-labels-idx1-ubyte"]
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "says"),
+    ("file", "content", "message"),
     [
         (f"{IMAGES}.gz", gzip.compress(GOOD)[:-40], "cannot be read"),
         (f"{IMAGES}.gz", b"not packed", "cannot be read"),
         (f"{IMAGES}.gz", b"", "starts with nothing"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD[:9]), "is no idx file"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD[:9]), "is not an idx file"),
         (f"{IMAGES}.gz", gzip.compress(b"\0\0\x09" + GOOD[3:]), "starts with 00 00 09 03"),
         (f"{IMAGES}.gz", gzip.compress(idx_bytes(np.zeros((30, 35)))), "00 00 08 03"),
         (f"{IMAGES}.gz", gzip.compress(GOOD[:-1]), "30 x 5 x 7"),
-        (f"{IMAGES}.gz", gzip.compress(GOOD + b"\0"), "holds 1051 values"),
-        (f"{IMAGES}.gz", gzip.compress(idx_bytes(np.zeros((0, 5, 7)))), "holds no images"),
-        (f"{LABELS}.gz", gzip.compress(idx_bytes(np.arange(29) % 10)), "holds 29 labels"),
-        (f"{LABELS}.gz", gzip.compress(idx_bytes(np.arange(30) % 11)), "holds the label 10"),
+        (f"{IMAGES}.gz", gzip.compress(GOOD + b"\0"), "contains 1051 values"),
+        (f"{IMAGES}.gz", gzip.compress(idx_bytes(np.zeros((0, 5, 7)))), "contains no images"),
+        (f"{LABELS}.gz", gzip.compress(idx_bytes(np.arange(29) % 10)), "contains 29 labels"),
+        (f"{LABELS}.gz", gzip.compress(idx_bytes(np.arange(30) % 11)), "contains the label 10"),
     ],
 )
-def test_a_bad_file_is_named(file: str, content: bytes, says: str, folder: Path) -> None:
+def test_a_bad_file_is_named(file: str, content: bytes, message: str, folder: Path) -> None:
     (folder / file).write_bytes(content)
-    with pytest.raises(UserError, match=says) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         idx.read_split(folder, "train", 10)
     assert caught.value.where == str(folder / file)
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="apt-get install dataset-fashion-mnist")
-def test_the_package_holds_6000_and_1000_images_of_each_class() -> None:
-    for split, each in (("train", 6000), ("t10k", 1000)):
+def test_the_debian_package_has_6000_and_1000_images_of_each_class() -> None:
+    for split, count in (("train", 6000), ("t10k", 1000)):
         images, labels = idx.read_split(DEBIAN, split, 10)
-        assert images.shape == (10 * each, 28, 28)
-        assert np.bincount(labels).tolist() == [each] * 10
+        assert images.shape == (10 * count, 28, 28)
+        assert np.bincount(labels).tolist() == [count] * 10

@@ -22,12 +22,12 @@ def test_folders_that_are_wnids_get_imagenet_s_names(name: str, tmp_path: Path) 
     assert names.readable(name, tmp_path, folders) == ["dingo", "tench", "Shih-Tzu", "toilet tissue"]
 
 
-def test_one_other_folder_and_all_keep_their_own_names(tmp_path: Path) -> None:
+def test_one_folder_that_is_no_wnid_makes_all_keep_their_names(tmp_path: Path) -> None:
     folders = ["n01440764", "00010", "été au lac"]
     assert names.readable("mine", tmp_path, folders) == folders
 
 
-def test_fashion_mnist_s_names_go_by_number_not_by_place(tmp_path: Path) -> None:
+def test_fashion_mnist_names_follow_the_number_not_the_order(tmp_path: Path) -> None:
     assert names.readable("fashion-mnist", tmp_path, ["9", "0", "bags"]) == ["Ankle boot", "T-shirt/top", "bags"]
     assert names.readable("digits", tmp_path, ["9", "0"]) == ["9", "0"]
 

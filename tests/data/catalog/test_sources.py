@@ -1,4 +1,4 @@
-"""Data sets made ready in a folder: exports, unpacked archives, and every way it can go wrong."""
+"""Data sets set up in a folder: exports, unpacked archives, and every way in which this can fail."""
 
 import gzip
 import hashlib
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.idx_files import idx_bytes
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets
@@ -40,11 +41,6 @@ def visible(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name != ".set-up.lock")
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    sizes = np.asarray(array.shape, dtype=">u4").tobytes()
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
 def write_idx(folder: Path, train: int = 30, val: int = 20, suffix: str = ".gz") -> dict[str, sources.Split]:
     """The four files with `train` and `val` random images, labels 0, 1, .. 9, 0, ..."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +56,7 @@ def write_idx(folder: Path, train: int = 30, val: int = 20, suffix: str = ".gz")
     return written
 
 
-def test_digits_keep_every_pixel_and_every_fifth_image_validates(tmp_path: Path) -> None:
+def test_digits_keep_every_pixel_and_every_fifth_image_is_for_validation(tmp_path: Path) -> None:
     root = tmp_path / "data" / "digits"
     sources.provide("digits", root, "train", "val")
     assert visible(root) == ["train", "val"]
@@ -68,18 +64,17 @@ def test_digits_keep_every_pixel_and_every_fifth_image_validates(tmp_path: Path)
     assert folders == [str(label) for label in range(10)]
     train, val = scan(root / "train", folders), scan(root / "val", folders)
     assert len(train) + len(val) == 1797
-    given = load_digits()
+    digits = load_digits()
     for label in range(10):
-        of_class = given.images[given.target == label]
-        shown = [np.rint(image * 255 / 16) for image in of_class]
-        due = [image for place, image in enumerate(shown, start=1) if place % 5 == 0]
+        images = [np.rint(image * 255 / 16) for image in digits.images[digits.target == label]]
+        expected = [image for number, image in enumerate(images, start=1) if number % 5 == 0]
         found = [pixels(val.root / val.paths[position]) for position in val.positions(label, label)]
-        np.testing.assert_array_equal(found, due)
-        assert len(train.positions(label, label)) == len(of_class) - len(due)
+        np.testing.assert_array_equal(found, expected)
+        assert len(train.positions(label, label)) == len(images) - len(expected)
     assert max(pixels(train.root / path).max() for path in train.paths[:50]) == 255
 
 
-def test_nothing_is_touched_where_both_folders_are(tmp_path: Path) -> None:
+def test_existing_folders_are_not_touched(tmp_path: Path) -> None:
     for folder in ("train", "val"):
         (tmp_path / folder / "a").mkdir(parents=True)
     sources.provide("digits", tmp_path, "train", "val")
@@ -91,17 +86,17 @@ def test_nothing_is_touched_where_both_folders_are(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_that_is_there_stays_and_the_other_is_made(tmp_path: Path) -> None:
+def test_only_the_missing_folder_is_exported(tmp_path: Path) -> None:
     (tmp_path / "train" / "mine").mkdir(parents=True)
     sources.provide("digits", tmp_path, "train", "val")
     assert class_folders(tmp_path / "train") == ["mine"]
     assert len(class_folders(tmp_path / "val")) == 10
 
 
-@pytest.mark.parametrize("place", ["", "raw", "FashionMNIST/raw"])
+@pytest.mark.parametrize("subfolder", ["", "raw", "FashionMNIST/raw"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_files_are_found_and_exported_pixel_by_pixel(place: str, suffix: str, tmp_path: Path) -> None:
-    written = write_idx(tmp_path / place, suffix=suffix)
+def test_idx_files_are_found_and_exported_pixel_by_pixel(subfolder: str, suffix: str, tmp_path: Path) -> None:
+    written = write_idx(tmp_path / subfolder, suffix=suffix)
     sources.provide("fashion-mnist", tmp_path, "train", "val")
     for split, folder in (("train", "train"), ("t10k", "val")):
         images, labels = written[split]
@@ -135,23 +130,23 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
 
 
 def killed_while_writing(root: Path, image: int) -> None:
-    """Export, and die at the given image."""
+    """Export, and kill this process at the given image."""
     saved = 0
     save = Image.Image.save
 
-    def save_or_die(self: Image.Image, *arguments: object, **options: object) -> None:
+    def save_or_kill(self: Image.Image, *arguments: object, **options: object) -> None:
         nonlocal saved
         saved += 1
         if saved == image:
             os.kill(os.getpid(), signal.SIGKILL)
         save(self, *arguments, **options)  # type: ignore[arg-type]
 
-    Image.Image.save = save_or_die  # type: ignore[method-assign]
+    Image.Image.save = save_or_kill  # type: ignore[method-assign]
     sources.provide("fashion-mnist", root, "train", "val")
 
 
 @pytest.mark.parametrize(("image", "left"), [(17, []), (45, ["train"])])
-def test_a_kill_leaves_only_complete_splits_and_the_next_call_finishes(
+def test_a_kill_leaves_only_complete_splits_and_the_next_call_completes_them(
     image: int, left: list[str], tmp_path: Path
 ) -> None:
     write_idx(tmp_path / "raw")
@@ -165,7 +160,7 @@ def test_a_kill_leaves_only_complete_splits_and_the_next_call_finishes(
     assert [len(list((tmp_path / split).rglob("*.png"))) for split in ("train", "val")] == [30, 20]
 
 
-def test_two_processes_at_once_make_one_whole_export(tmp_path: Path) -> None:
+def test_concurrent_processes_make_one_complete_export(tmp_path: Path) -> None:
     write_idx(tmp_path / "raw", train=600)
     children = [
         fork.Process(target=sources.provide, args=("fashion-mnist", tmp_path, "train", "val")) for _ in range(3)
@@ -234,7 +229,7 @@ def test_damaged_cifar_batches_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     ],
 )
 @pytest.mark.usefixtures("no_network")
-def test_without_a_network_the_remedy_is_told_and_nothing_is_left(name: str, remedy: str, tmp_path: Path) -> None:
+def test_a_failed_download_says_what_to_do_and_leaves_nothing(name: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / ".download.old" / "half").mkdir(parents=True)
     with pytest.raises(UserError, match="download failed") as caught:
         sources.provide(name, tmp_path, "train", "val")
@@ -243,7 +238,7 @@ def test_without_a_network_the_remedy_is_told_and_nothing_is_left(name: str, rem
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_failed_download_does_not_stand_in_the_way(tmp_path: Path) -> None:
+def test_a_later_call_succeeds_after_a_failed_download(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="download failed"):
         sources.provide("fashion-mnist", tmp_path, "train", "val")
     write_idx(tmp_path)
@@ -255,7 +250,7 @@ def test_a_failed_download_does_not_stand_in_the_way(tmp_path: Path) -> None:
     ("name", "unpacked"),
     [("imagenette", "imagenette2"), ("imagewoof", "imagewoof2-320"), ("tiny-imagenet", "tiny-imagenet-200")],
 )
-def test_an_unpacked_archive_is_used_as_it_lies(name: str, unpacked: str, tmp_path: Path) -> None:
+def test_an_unpacked_archive_is_linked(name: str, unpacked: str, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / unpacked / split / "n01440764").mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / unpacked / split / "n01440764" / "a.png")
@@ -273,9 +268,7 @@ def test_an_unpacked_archive_is_used_as_it_lies(name: str, unpacked: str, tmp_pa
         ("tiny-imagenet", "tiny-imagenet-200.zip"),
     ],
 )
-def test_a_data_set_that_cannot_be_made_here_says_where_it_is_looked_for(
-    name: str, remedy: str, tmp_path: Path
-) -> None:
+def test_a_missing_data_set_is_reported_with_the_folder_and_what_to_do(name: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="no folder val") as caught:
         sources.provide(name, tmp_path, "train", "val")
@@ -284,10 +277,10 @@ def test_a_data_set_that_cannot_be_made_here_says_where_it_is_looked_for(
     assert remedy in caught.value.remedy
 
 
-def test_other_folder_names_are_never_made(tmp_path: Path) -> None:
+def test_only_the_default_folder_names_are_created(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder training, val") as caught:
         sources.provide("digits", tmp_path, "training", "val")
-    assert "leave data.train and data.val out" in caught.value.remedy
+    assert "omit data.train and data.val" in caught.value.remedy
     assert visible(tmp_path) == []
 
 

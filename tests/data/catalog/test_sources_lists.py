@@ -1,4 +1,4 @@
-"""What the lists of a data set say: its classes among ImageNet-1K's, the class of each validation image."""
+"""Lists that belong to data sets: subsets of ImageNet-1K's classes, Tiny-ImageNet's validation table."""
 
 from pathlib import Path
 
@@ -12,19 +12,19 @@ from delt_hpc.errors import UserError
 
 
 @pytest.mark.parametrize(("name", "size"), [("imagenette", 10), ("imagewoof", 10), ("imagenet-100", 100)])
-def test_a_subset_is_picked_out_of_imagenet(name: str, size: int) -> None:
-    picked = sources.subset(name, names.wnids())
-    assert picked is not None
-    assert len(set(picked)) == size
-    assert picked == sorted(picked)
-    assert set(picked) < set(names.wnids())
-    assert sources.subset(name, picked) is None
+def test_a_subset_is_selected_from_imagenet(name: str, size: int) -> None:
+    selected = sources.subset(name, names.wnids())
+    assert selected is not None
+    assert len(set(selected)) == size
+    assert selected == sorted(selected)
+    assert set(selected) < set(names.wnids())
+    assert sources.subset(name, selected) is None
     assert sources.subset(name, [f"class {number}" for number in range(size)]) is None
-    with pytest.raises(UserError, match=f"1 of the {size} classes .*{picked[3]}"):
-        sources.subset(name, sorted(set(names.wnids()) - {picked[3]}))
+    with pytest.raises(UserError, match=f"1 of the {size} classes .*{selected[3]}"):
+        sources.subset(name, sorted(set(names.wnids()) - {selected[3]}))
 
 
-def test_only_parts_of_imagenet_are_picked_out() -> None:
+def test_only_subsets_of_imagenet_are_selected() -> None:
     assert sources.subset("imagenet-1k", names.wnids()) is None
     assert sources.subset("imagenette", [f"class {number}" for number in range(30)]) is None
     assert sources.subset("imagenette", names.wnids()) == sorted(datasets.Imagenette._WNID_TO_CLASS)
@@ -49,7 +49,7 @@ def test_listed_validation_images_get_the_class_map_s_index(tmp_path: Path) -> N
     assert from_pairs(tmp_path / "val", pairs).paths == tuple(f"images/{letter}.JPEG" for letter in "bdac")
 
 
-def test_lines_of_unused_classes_are_passed_over(tmp_path: Path) -> None:
+def test_lines_of_unused_classes_are_ignored(tmp_path: Path) -> None:
     val = tiny_validation(tmp_path / "val")
     assert sources.listed_validation(val, FOLDERS[1:]) == [("images/a.JPEG", 0), ("images/c.JPEG", 1)]
     (tmp_path / "wnids.txt").write_text("\n".join(FOLDERS))
@@ -64,7 +64,7 @@ def test_class_folders_need_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("a.JPEG n00000001 0 0", "line 5 is not file, wnid, box"),
         ("\tn00000001", "line 5 is not file, wnid, box"),
@@ -74,13 +74,13 @@ def test_class_folders_need_no_table(tmp_path: Path) -> None:
         ("a2.JPEG\tcat\t0", "line 5 has the unknown wnid cat"),
     ],
 )
-def test_bad_lines_are_named(line: str, says: str, tmp_path: Path) -> None:
+def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
     table = tiny_validation(tmp_path / "val") / "val_annotations.txt"
     table.write_text(f"{table.read_text()}{line}\n")
     with pytest.raises(UserError) as caught:
         sources.listed_validation(tmp_path / "val", FOLDERS)
     assert caught.value.where == str(table)
-    assert says in caught.value.what
+    assert message in caught.value.what
 
 
 def test_a_wnid_outside_the_data_set_s_own_list_is_unknown(tmp_path: Path) -> None:

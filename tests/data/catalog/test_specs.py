@@ -1,4 +1,4 @@
-"""One spec for each data set: registered values, each of them changeable, nothing guessed."""
+"""Specs: registered values, configured values that override them, and values that must be given."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ MINE: dict[str, Any] = {"name": "mine", "size": 48, "mean": [0.4, 0.5, 0.6], "st
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_registered_specs_hold_together(spec: DatasetSpec) -> None:
+def test_registered_specs_are_consistent(spec: DatasetSpec) -> None:
     assert resolve(Data(name=spec.name), spec.classes, None) == spec
     assert spec.resize >= spec.size
     assert all(0 < value < 1 for value in (*spec.mean, *spec.std))
@@ -49,37 +49,37 @@ def test_the_centre_crop_fits_for_every_size() -> None:
     assert resolve(Data(**MINE | {"size": 41}), 3, None).resize == 41
 
 
-def test_given_values_lie_over_the_registered_ones() -> None:
-    given = Data(
+def test_configured_values_override_the_registered_ones() -> None:
+    data = Data(
         name="cifar10", size=28, resize=40, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], mirror=False, num_classes=3
     )
     expected = DatasetSpec("cifar10", 3, 28, 40, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), False, SPECS["cifar10"].teacher)
-    assert resolve(given, 3, None) == expected
+    assert resolve(data, 3, None) == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "resized"),
+    ("values", "resized"),
     [({}, 64), ({"size": 64}, 64), ({"resize": 72}, 72), ({"size": 56}, 64), ({"size": 128}, 144)],
 )
-def test_another_size_takes_the_margin_of_that_size(given: dict[str, int], resized: int) -> None:
-    assert resolve(Data(name="tiny-imagenet", **given), 200, None).resize == resized  # type: ignore[arg-type]
+def test_another_size_takes_the_margin_of_that_size(values: dict[str, int], resized: int) -> None:
+    assert resolve(Data(name="tiny-imagenet", **values), 200, None).resize == resized  # type: ignore[arg-type]
 
 
-def test_a_data_set_of_ones_own() -> None:
+def test_an_unregistered_data_set() -> None:
     expected = DatasetSpec("mine", 7, 48, 48, (0.4, 0.5, 0.6), (0.1, 0.2, 0.3), True, "resnet18")
     assert resolve(Data(**MINE), 7, None) == expected
 
 
 def test_measured_colours() -> None:
-    given = Data(**MINE | {"mean": "measure", "std": "measure"})
+    data = Data(**MINE | {"mean": "measure", "std": "measure"})
     measured = (0.11, 0.22, 0.33), (0.44, 0.55, 0.66)
-    spec = resolve(given, 7, measured)
+    spec = resolve(data, 7, measured)
     assert (spec.mean, spec.std) == measured
 
 
 @pytest.mark.parametrize(("key", "expected"), [("size", "224"), ("mean", "measure"), ("std", "measure")])
-def test_an_unknown_data_set_is_told_what_to_give(key: str, expected: str) -> None:
-    with pytest.raises(UserError, match="`mine` is no registered data set") as caught:
+def test_values_missing_for_an_unregistered_data_set_are_named(key: str, expected: str) -> None:
+    with pytest.raises(UserError, match="`mine` is not a registered data set") as caught:
         resolve(Data(**{name: value for name, value in MINE.items() if name != key}), 3, None)
     assert caught.value.where == f"data.{key}"
     assert expected in caught.value.expected

@@ -1,4 +1,4 @@
-"""DALI's evaluation images against torchvision's on PIL images, and what becomes of damaged and odd files."""
+"""DALI's evaluation images against torchvision's on PIL images, for plain, odd and damaged files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.photographs import encoded, jpeg, levels, nothing, operators, photo, write
+from helpers.photographs import (
+    denormalised,
+    encoded,
+    jpeg,
+    no_batches,
+    odd_files,
+    operator_devices,
+    photograph,
+    write_files,
+)
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -20,12 +29,12 @@ from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import SPECS, DatasetSpec
 from delt_hpc.data.dali.evaluation import evaluation_batches, evaluation_graph, placement
 from delt_hpc.data.dali.files import Files, plain_jpeg_size
-from delt_hpc.data.dali.pipeline import Request, Work, make_pipeline
+from delt_hpc.data.dali.pipeline import PipelineSpec, Request, make_pipeline
 from delt_hpc.data.index import Index
 from delt_hpc.errors import UserError
 
 CPU = torch.device("cpu")
-# (height, width): the odd ones show a crop that is placed one pixel off
+# (height, width): odd ones detect a crop that is one pixel off
 SHAPES = ((256, 301), (375, 500), (500, 375), (301, 256), (257, 257), (64, 65), (40, 33), (1, 1), (1, 7), (427, 640))
 
 
@@ -53,22 +62,22 @@ def torchvisions(path: Path, spec: DatasetSpec) -> np.ndarray:
     return np.asarray(transform(image)).astype(float)
 
 
-def farthest(index: Index, spec: DatasetSpec, **options: Any) -> np.ndarray:
-    """The greatest difference of a pixel, for each image."""
+def largest_difference(index: Index, spec: DatasetSpec, **options: Any) -> np.ndarray:
+    """The largest difference of a pixel value, for each image."""
     images, _ = load(index, spec, **options)
     expected = np.stack([torchvisions(index.root / path, spec) for path in index.paths])
-    distance: np.ndarray = np.abs(levels(images, spec) - expected).max(axis=(1, 2, 3))
+    distance: np.ndarray = np.abs(denormalised(images, spec) - expected).max(axis=(1, 2, 3))
     return distance
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Index:
     files = {
-        f"{height}x{width}-{which}.jpg": encoded(photo(height, width, which), "JPEG", quality=92)
+        f"{height}x{width}-{which}.jpg": encoded(photograph(height, width, which), "JPEG", quality=92)
         for height, width in SHAPES
         for which in (0, 1)
     }
-    return write(tmp_path_factory.mktemp("photographs"), files)
+    return write_files(tmp_path_factory.mktemp("photographs"), files)
 
 
 # the margin of ImageNet's sizes, the smallest margins, and none
@@ -76,7 +85,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Index:
     ("size", "resize"), [(224, 256), (160, 182), (64, 73), (64, 67), (64, 66), (64, 65), (64, 64), (33, 33), (1, 1)]
 )
 def test_no_pixel_is_more_than_one_level_from_torchvisions(size: int, resize: int, photographs: Index) -> None:
-    assert farthest(photographs, spec_of(size, resize)).max() < 1.001
+    assert largest_difference(photographs, spec_of(size, resize)).max() < 1.001
 
 
 def test_colours_are_normalised(photographs: Index) -> None:
@@ -109,17 +118,17 @@ def test_every_image_is_delivered_once_and_in_order(batch_size: int, photographs
     assert load(photographs, batch_size=batch_size)[1] == list(range(count))
 
 
-def test_any_positions_may_be_asked_for(photographs: Index) -> None:
-    asked = np.asarray([19, 0, 3, 3, 7])
-    batches = list(evaluation_batches(photographs, asked, SPEC, 2, device=CPU, threads=1, bad=BadFiles()))
-    assert np.concatenate([positions for _, positions in batches]).tolist() == asked.tolist()
+def test_positions_may_repeat_in_any_order(photographs: Index) -> None:
+    positions = np.asarray([19, 0, 3, 3, 7])
+    batches = list(evaluation_batches(photographs, positions, SPEC, 2, device=CPU, threads=1, bad=BadFiles()))
+    assert np.concatenate([delivered for _, delivered in batches]).tolist() == positions.tolist()
     whole, _ = load(photographs)
-    assert torch.equal(torch.cat([images for images, _ in batches]), whole[torch.from_numpy(asked)])
+    assert torch.equal(torch.cat([images for images, _ in batches]), whole[torch.from_numpy(positions)])
 
 
-def test_no_positions_are_no_batches(photographs: Index) -> None:
-    nothing = np.asarray([], dtype=np.int64)
-    assert not list(evaluation_batches(photographs, nothing, SPEC, 2, device=CPU, threads=1, bad=BadFiles()))
+def test_no_positions_give_no_batches(photographs: Index) -> None:
+    empty = np.asarray([], dtype=np.int64)
+    assert not list(evaluation_batches(photographs, empty, SPEC, 2, device=CPU, threads=1, bad=BadFiles()))
 
 
 def test_neither_threads_nor_batches_change_an_image(photographs: Index) -> None:
@@ -128,7 +137,7 @@ def test_neither_threads_nor_batches_change_an_image(photographs: Index) -> None
     assert torch.equal(first, load(photographs, threads=2, batch_size=3)[0])
 
 
-def test_a_batch_stays_what_it_was_while_others_are_read(photographs: Index) -> None:
+def test_a_batch_is_not_overwritten_by_later_ones(photographs: Index) -> None:
     stream = evaluation_batches(photographs, np.arange(20), SPEC, 2, device=CPU, threads=2, bad=BadFiles())
     first, _ = next(stream)
     before = first.clone()
@@ -136,92 +145,13 @@ def test_a_batch_stays_what_it_was_while_others_are_read(photographs: Index) -> 
     assert torch.equal(first, before)
 
 
-def odd_files() -> dict[str, bytes]:
-    image, gray = photo(90, 120), photo(90, 120).convert("L")
-    rotated = Image.Exif()
-    rotated[0x0112] = 6
-    clear = image.convert("RGBA")
-    clear.putalpha(gray)
-    palette = image.convert("P")
-    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
-    return {
-        "gray.jpg": encoded(gray, "JPEG"),
-        "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
-        "rgb.jpg": jpeg(keep_rgb=True),
-        "progressive.jpg": jpeg(progressive=True),
-        "444.jpg": jpeg(subsampling=0),
-        "exif.jpg": jpeg(exif=rotated),
-        "icc.jpg": jpeg(icc_profile=b"no colour profile" * 9000),
-        "rgb.png": encoded(image, "PNG"),
-        "exif.png": encoded(image, "PNG", exif=rotated),
-        "gray.png": encoded(gray, "PNG"),
-        "bit.png": encoded(image.convert("1"), "PNG"),
-        "deep.png": encoded(deep, "PNG"),
-        "alpha.png": encoded(clear, "PNG"),
-        "gray-alpha.png": encoded(clear.convert("LA"), "PNG"),
-        "palette.png": encoded(palette, "PNG"),
-        "palette-alpha.png": encoded(palette, "PNG", transparency=3),
-        "colour-key.png": encoded(image, "PNG", transparency=image.getpixel((5, 5))),
-        "lossy.webp": encoded(image, "WEBP"),
-        "lossless.webp": encoded(image, "WEBP", lossless=True),
-        "alpha.webp": encoded(clear, "WEBP"),
-        "a.bmp": encoded(image, "BMP"),
-        "a.tif": encoded(image, "TIFF"),
-        "lzw.tiff": encoded(clear, "TIFF", compression="tiff_lzw"),
-        "a.ppm": encoded(image, "PPM"),
-        "a.pgm": encoded(gray, "PPM"),
-        "dot.png": encoded(photo(1, 1), "PNG"),
-        "dot.jpg": encoded(photo(1, 1), "JPEG"),
-        "png inside.jpg": encoded(image, "PNG"),
-        "gif inside.jpg": encoded(palette, "GIF"),
-        "huge.jpg": jpeg(3000, 4500),
-    }
-
-
 @pytest.mark.parametrize("spec", [SPEC, spec_of(64, 64)], ids=["margin", "no margin"])
-def test_odd_files_come_out_as_pil_reads_them(spec: DatasetSpec, tmp_path: Path) -> None:
-    index = write(tmp_path, odd_files())
-    distance = dict(zip(index.paths, farthest(index, spec), strict=True))
+def test_odd_files_have_pils_pixels(spec: DatasetSpec, tmp_path: Path) -> None:
+    index = write_files(tmp_path, odd_files())
+    distance = dict(zip(index.paths, largest_difference(index, spec), strict=True))
     assert max(distance.values()) < 1.001, distance
-    # where PIL has decoded the image, nothing is left to differ
+    # images that PIL decodes are equal
     assert distance["cmyk.jpg"] < 0.001 > distance["palette-alpha.png"]
-
-
-def test_which_jpegs_are_plain() -> None:
-    odd = odd_files()
-    plain = {name for name, content in odd.items() if plain_jpeg_size(content)}
-    expected = {name for name in odd if name.endswith(".jpg")} - {
-        "cmyk.jpg",
-        "rgb.jpg",
-        "png inside.jpg",
-        "gif inside.jpg",
-    }
-    assert plain == expected
-    assert plain_jpeg_size(jpeg(90, 121)) == (90, 121)
-    assert plain_jpeg_size(odd["exif.jpg"]) == (90, 120)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff\xd8",
-        b"\xff\xd8\xff\xd9",
-        b"\xff\xd8\xff\xc0\x00\x02",
-        b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x00\x00\x10\x03",  # no height
-        b"\xff\xd8\xff\xc9\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00",  # arithmetic coding
-        b"\xff\xd8\xff\xc1\x00\x0b\x0c\x00\x10\x00\x10\x01\x01\x11\x00",  # 12 bits
-        b"\xff\xd8\xff\xda\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00",  # a scan before any frame
-    ],
-)
-def test_what_is_no_plain_jpeg(content: bytes) -> None:
-    assert plain_jpeg_size(content) is None
-
-
-def test_images_larger_than_pil_takes_are_left_to_pil(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain_jpeg_size(jpeg(90, 120)) == (90, 120)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 120 - 1)
-    assert plain_jpeg_size(jpeg(90, 120)) is None
 
 
 def header_only(content: bytes) -> bytes:
@@ -229,13 +159,13 @@ def header_only(content: bytes) -> bytes:
 
 
 def bad_crc(content: bytes) -> bytes:
-    at = content.index(b"IDAT") + 20
-    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+    offset = content.index(b"IDAT") + 20
+    return content[:offset] + bytes([content[offset] ^ 0xFF]) + content[offset + 1 :]
 
 
 def bad_files() -> dict[str, tuple[bytes | None, str]]:
-    """Content of each kind of bad file, None for a missing one, and a part of the reason that is given."""
-    png, webp = encoded(photo(90, 120), "PNG"), encoded(photo(90, 120), "WEBP")
+    """Content of each kind of bad file (None: missing) and a part of the reported reason."""
+    png, webp = encoded(photograph(90, 120), "PNG"), encoded(photograph(90, 120), "WEBP")
     return {
         "missing.jpg": (None, "No such file"),
         "empty.jpg": (b"", "is empty"),
@@ -255,7 +185,7 @@ def bad_files() -> dict[str, tuple[bytes | None, str]]:
 @pytest.mark.parametrize("on_bad", ["raise", "skip"])
 def test_a_bad_file_is_named_with_its_reason(name: str, on_bad: OnBad, tmp_path: Path) -> None:
     content, reason = bad_files()[name]
-    index = write(tmp_path, {"a.jpg": jpeg(), name: content or b"", "b.jpg": jpeg(70, 50)})
+    index = write_files(tmp_path, {"a.jpg": jpeg(), name: content or b"", "b.jpg": jpeg(70, 50)})
     if content is None:
         (tmp_path / name).unlink()
     bad = BadFiles(on_bad)
@@ -271,7 +201,7 @@ def test_a_bad_file_is_named_with_its_reason(name: str, on_bad: OnBad, tmp_path:
 
 
 def test_a_folder_is_a_bad_file(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a.jpg": jpeg()})
+    index = write_files(tmp_path, {"a.jpg": jpeg()})
     (tmp_path / "folder.jpg").mkdir()
     index = Index(tmp_path, ("a.jpg", "folder.jpg"), np.zeros(2, dtype=np.int64))
     with pytest.raises(UserError, match=r"folder\.jpg: Is a directory"):
@@ -279,46 +209,46 @@ def test_a_folder_is_a_bad_file(tmp_path: Path) -> None:
 
 
 def test_every_bad_file_of_a_batch_is_named(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a.jpg": b"", "b.jpg": jpeg(), "c.jpg": b"text"})
+    index = write_files(tmp_path, {"a.jpg": b"", "b.jpg": jpeg(), "c.jpg": b"text"})
     with pytest.raises(UserError, match=r"(?s)2 unreadable.*a\.jpg: is empty.*c\.jpg: cannot identify"):
         load(index)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 64])
 def test_skipping_loses_the_bad_files_alone(batch_size: int, tmp_path: Path) -> None:
-    """Truncated JPEGs are found by the decoder, in the middle of its work; others while they are read."""
-    files = {f"{number:02d}.jpg": encoded(photo(60 + number, 80), "JPEG") for number in range(30)}
+    """Truncated JPEGs are found by the decoder, while the pipeline is running; others when they are read."""
+    files = {f"{number:02d}.jpg": encoded(photograph(60 + number, 80), "JPEG") for number in range(30)}
     decoder, reader = {2, 3, 11, 14, 29}, {0, 12, 13}
     for number in decoder:
         files[f"{number:02d}.jpg"] = files[f"{number:02d}.jpg"][:-200]
     for number in reader:
         files[f"{number:02d}.jpg"] = b"text"
-    index = write(tmp_path, files)
+    index = write_files(tmp_path, files)
     bad = BadFiles("skip")
     batches = list(evaluation_batches(index, np.arange(30), SPEC, batch_size, device=CPU, threads=2, bad=bad))
     good = sorted(set(range(30)) - decoder - reader)
     assert np.concatenate([positions for _, positions in batches]).tolist() == good
     assert sorted(file.position for file in bad.skipped) == sorted(decoder | reader)
     expected = np.stack([torchvisions(tmp_path / f"{number:02d}.jpg", SPEC) for number in good])
-    assert np.abs(levels(torch.cat([images for images, _ in batches]), SPEC) - expected).max() < 1.001
+    assert np.abs(denormalised(torch.cat([images for images, _ in batches]), SPEC) - expected).max() < 1.001
 
 
-def test_nothing_but_bad_files_is_no_batch(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a.jpg": jpeg()[:-300], "b.jpg": b"", "c.jpg": jpeg()[:-200]})
+def test_only_bad_files_give_no_batch(tmp_path: Path) -> None:
+    index = write_files(tmp_path, {"a.jpg": jpeg()[:-300], "b.jpg": b"", "c.jpg": jpeg()[:-200]})
     bad = BadFiles("skip")
     assert not list(evaluation_batches(index, np.arange(3), SPEC, 2, device=CPU, threads=1, bad=bad))
     assert len(bad.skipped) == 3
 
 
 def test_a_file_only_pil_can_decode_is_not_bad(tmp_path: Path) -> None:
-    """Stray bytes before a marker: PIL passes over them, DALI's parser does not."""
+    """Stray bytes before a marker: PIL ignores them, DALI's parser does not."""
     content = jpeg(progressive=True).replace(b"\xff\xda", b"\x46\xff\xda", 1)
     assert plain_jpeg_size(content)
-    index = write(tmp_path, {"a.jpg": jpeg(), "stray.jpg": content, "b.jpg": jpeg(70, 50)})
-    assert farthest(index, SPEC).max() < 1.001
+    index = write_files(tmp_path, {"a.jpg": jpeg(), "stray.jpg": content, "b.jpg": jpeg(70, 50)})
+    assert largest_difference(index, SPEC).max() < 1.001
 
 
-def test_a_reader_that_stops_early_leaves_nothing_behind(photographs: Index) -> None:
+def test_a_closed_stream_does_not_disturb_the_next(photographs: Index) -> None:
     stream = evaluation_batches(photographs, np.arange(20), SPEC, 2, device=CPU, threads=2, bad=BadFiles())
     next(stream)
     stream.close()  # type: ignore[attr-defined]
@@ -326,20 +256,20 @@ def test_a_reader_that_stops_early_leaves_nothing_behind(photographs: Index) -> 
 
 
 @pytest.mark.parametrize("spec", [SPEC, spec_of(64, 64)], ids=["margin", "no margin"])
-def test_on_a_gpu_all_but_reading_is_done_there(spec: DatasetSpec, photographs: Index) -> None:
+def test_everything_but_reading_runs_on_the_gpu(spec: DatasetSpec, photographs: Index) -> None:
     files = Files(photographs)
     image = files.read(0)
     describe: Callable[..., Any] = placement(spec)
-    work = Work(files, describe, evaluation_graph(spec), 8)
-    pipeline = make_pipeline(work, nothing(), describe(Request(0), image), torch.device("cuda"), 2)
-    devices = operators(pipeline)
+    pipeline_spec = PipelineSpec(files, describe, evaluation_graph(spec), 8)
+    pipeline = make_pipeline(pipeline_spec, no_batches(), describe(Request(0), image), torch.device("cuda"), 2)
+    devices = operator_devices(pipeline)
     assert devices["Image"] == devices["Resize"] == devices["CropMirrorNormalize"] == {"gpu"}
     assert [output.device for output in pipeline._graph_outputs] == ["gpu", "cpu"]
 
 
 @pytest.mark.gpu
 def test_a_gpu_decodes_nearly_to_the_same_pixels(photographs: Index) -> None:
-    on_cpu, on_gpu = (levels(load(photographs, device=device)[0], SPEC) for device in (CPU, torch.device("cuda")))
+    on_cpu, on_gpu = (denormalised(load(photographs, device=device)[0], SPEC) for device in (CPU, torch.device("cuda")))
     distance = np.abs(on_cpu - on_gpu)
     assert distance.mean() < 1
     assert np.quantile(distance, 0.999) < 8
@@ -348,13 +278,13 @@ def test_a_gpu_decodes_nearly_to_the_same_pixels(photographs: Index) -> None:
 @pytest.mark.gpu
 def test_odd_files_are_the_same_on_a_gpu(tmp_path: Path) -> None:
     odd = {name: content for name, content in odd_files().items() if not plain_jpeg_size(content)}
-    assert farthest(write(tmp_path, odd), SPEC, device=torch.device("cuda")).max() < 1.001
+    assert largest_difference(write_files(tmp_path, odd), SPEC, device=torch.device("cuda")).max() < 1.001
 
 
 @pytest.mark.gpu
 def test_the_same_files_are_bad_on_a_gpu(tmp_path: Path) -> None:
     present = {name: content for name, (content, _) in bad_files().items() if content is not None}
-    index = write(tmp_path, {"a.jpg": jpeg(), **present, "b.jpg": jpeg(70, 50)})
+    index = write_files(tmp_path, {"a.jpg": jpeg(), **present, "b.jpg": jpeg(70, 50)})
     bad = BadFiles("skip")
     batches = evaluation_batches(index, np.arange(len(index)), SPEC, 4, device=torch.device("cuda"), threads=2, bad=bad)
     assert np.concatenate([positions for _, positions in batches]).tolist() == [0, len(index) - 1]

@@ -1,4 +1,4 @@
-"""DALI's training images against the PIL pipeline's with the same draws, and what an epoch holds."""
+"""DALI's training images against the PIL loader's with the same random draws, and the images of an epoch."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.photographs import encoded, jpeg, levels, nothing, operators, photo, write
+from helpers.photographs import denormalised, encoded, jpeg, no_batches, operator_devices, photograph, write_files
 from PIL import Image
 from PIL.Image import Resampling
 
@@ -20,7 +20,7 @@ from nvidia.dali import fn, pipeline_def, types
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import SPECS, DatasetSpec
 from delt_hpc.data.dali.files import Files
-from delt_hpc.data.dali.pipeline import Work, make_pipeline
+from delt_hpc.data.dali.pipeline import PipelineSpec, make_pipeline
 from delt_hpc.data.dali.randaugment import randaugment, step_arguments
 from delt_hpc.data.dali.training import (
     Augmentation,
@@ -31,13 +31,12 @@ from delt_hpc.data.dali.training import (
     training_batches,
     training_graph,
 )
-from delt_hpc.data.epochs import shuffled_batches
 from delt_hpc.data.index import Index
 from delt_hpc.data.randaugment import NAMES, OPERATIONS, Step
 from delt_hpc.data.random_crop import Window
 from delt_hpc.data.transforms import training
 from delt_hpc.errors import UserError
-from delt_hpc.keyed_random import permutation, uniforms
+from delt_hpc.keyed_random import uniforms
 
 CPU = torch.device("cpu")
 SPEC = replace(SPECS["imagenet-1k"], size=64, resize=73)
@@ -49,13 +48,13 @@ COUNT = 23
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """Photographs in portrait and landscape, smaller and larger than what is cut out; one is no JPEG."""
+    """Portrait and landscape photographs, smaller and larger than the crop; one is not a JPEG."""
     files = {
-        f"{number:02d}.jpg": encoded(photo(50 + 13 * number, 330 - 11 * number, number % 2), "JPEG", quality=92)
+        f"{number:02d}.jpg": encoded(photograph(50 + 13 * number, 330 - 11 * number, number % 2), "JPEG", quality=92)
         for number in range(COUNT - 1)
     }
-    return write(
-        tmp_path_factory.mktemp("photographs"), files | {"palette.png": encoded(photo(80, 70).convert("P"), "PNG")}
+    return write_files(
+        tmp_path_factory.mktemp("photographs"), files | {"palette.png": encoded(photograph(80, 70).convert("P"), "PNG")}
     )
 
 
@@ -67,7 +66,7 @@ def epochs(
     batch_size: int = 8,
     last: int = 1,
     threads: int = 2,
-    keep_mib: int = 0,
+    cache_mib: int = 0,
     key: tuple[int | str, ...] = (3, "train"),
     device: torch.device = CPU,
 ) -> list[TrainingBatch]:
@@ -83,7 +82,7 @@ def epochs(
             device=device,
             threads=threads,
             bad=BadFiles(),
-            keep_mib=keep_mib,
+            cache_mib=cache_mib,
         )
     )
 
@@ -96,9 +95,9 @@ def in_order(batches: Sequence[TrainingBatch], epoch: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [224, 160, 64])
-def test_windows_and_mirroring_are_the_pil_pipelines(size: int, photographs: Index) -> None:
+def test_windows_and_mirroring_are_the_pil_loaders(size: int, photographs: Index) -> None:
     spec = replace(SPEC, size=size)
-    found = levels(in_order(epochs(photographs, PLAIN, spec=spec)), spec)
+    found = denormalised(in_order(epochs(photographs, PLAIN, spec=spec)), spec)
     transform = training(spec, Augmentation(SCALE))
     for position, path in enumerate(photographs.paths):
         image = Image.open(photographs.root / path).convert("RGB")
@@ -107,7 +106,7 @@ def test_windows_and_mirroring_are_the_pil_pipelines(size: int, photographs: Ind
 
 
 def test_windows_have_torchvisions_distribution() -> None:
-    """Areas are uniform and log ratios too, mirrored is every second image."""
+    """Areas and log ratios are uniform, and half of the images are mirrored."""
     stream = uniforms("windows")
     drawn = [draw(SPEC, Augmentation((0.25, 0.5), False), 1000, 1000, stream) for _ in range(4000)]
     areas = np.sort([drawn.window.height * drawn.window.width / 1e6 for drawn in drawn])
@@ -122,22 +121,8 @@ def test_windows_have_torchvisions_distribution() -> None:
 def test_digits_are_not_mirrored(photographs: Index) -> None:
     stream = uniforms("mirror")
     drawn = [draw(replace(SPEC, mirror=False), PLAIN, 90, 80, stream) for _ in range(50)]
-    assert not any(one.mirrored for one in drawn)
+    assert not any(augmentation.mirrored for augmentation in drawn)
     assert any(draw(SPEC, PLAIN, 90, 80, uniforms("mirror", key)).mirrored for key in range(50))
-
-
-@pytest.mark.parametrize("count", [1, 2, 23])
-@pytest.mark.parametrize("batch_size", [1, 2, 11, 22, 23, 64])
-def test_every_position_is_in_an_epoch_once(count: int, batch_size: int) -> None:
-    positions = np.arange(100, 100 + count)
-    batches = list(shuffled_batches(positions, batch_size, "order", 1))
-    assert sorted(np.concatenate(batches).tolist()) == positions.tolist()
-    lengths = [len(batch) for batch in batches]
-    assert set(lengths[:-1]) <= {batch_size}
-    assert lengths[-1] <= batch_size + 1
-    if batch_size > 1 < count:
-        assert lengths[-1] > 1
-    assert np.array_equal(np.concatenate(batches), positions[permutation(count, "order", 1)])
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 11, 22, 64])
@@ -152,23 +137,23 @@ def test_every_image_is_delivered_once_an_epoch(batch_size: int, photographs: In
     assert all(len(batch.images) == len(batch.positions) for batch in batches)
 
 
-def test_nothing_but_the_key_decides(photographs: Index) -> None:
-    """Threads, batches, epochs before it and kept images change nothing."""
+def test_images_depend_on_the_key_alone(photographs: Index) -> None:
+    """Threads, batch size, earlier epochs and caching do not change an image."""
     first = epochs(photographs, last=2)
     expected = in_order(first, 1)
     for other in (
         epochs(photographs, last=2, threads=5),
         epochs(photographs, last=2, batch_size=5),
         epochs(photographs, last=3),
-        epochs(photographs, last=2, keep_mib=64),
-        epochs(photographs, last=2, keep_mib=1),
+        epochs(photographs, last=2, cache_mib=64),
+        epochs(photographs, last=2, cache_mib=1),
     ):
         assert torch.equal(in_order(other, 1), expected)
     assert not torch.equal(in_order(first, 0), expected)
     assert not torch.equal(in_order(epochs(photographs, last=2, key=(4, "train")), 1), expected)
 
 
-def test_kept_images_are_read_once(photographs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_images_are_read_once(photographs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     read_bytes = Path.read_bytes
 
@@ -177,23 +162,23 @@ def test_kept_images_are_read_once(photographs: Index, monkeypatch: pytest.Monke
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", counted)
-    epochs(photographs, PLAIN, last=3, keep_mib=64)
+    epochs(photographs, PLAIN, last=3, cache_mib=64)
     assert len(reads) == COUNT
     sizes = [Image.open(photographs.root / path).size for path in photographs.paths]
     assert 1 < sum(width * height * 3 for width, height in sizes) / 2**20 < 64
     reads.clear()
-    epochs(photographs, PLAIN, last=3, keep_mib=1)
+    epochs(photographs, PLAIN, last=3, cache_mib=1)
     assert COUNT < len(reads) < 3 * COUNT
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
-    index = write(tmp_path, {"a.jpg": jpeg(), "b.jpg": jpeg()[:-300], "c.jpg": jpeg(70, 60)})
+    index = write_files(tmp_path, {"a.jpg": jpeg(), "b.jpg": jpeg()[:-300], "c.jpg": jpeg(70, 60)})
     with pytest.raises(UserError, match=r"b\.jpg: .*truncated"):
         epochs(index)
 
 
 def augmented(images: Sequence[np.ndarray], variants: Sequence[Sequence[Step]]) -> np.ndarray:
-    """Each image varied by each sequence of steps, by DALI: uint8 [images, variants, S, S, 3]."""
+    """Each image under each sequence of steps, by DALI: uint8 [images, variants, S, S, 3]."""
     size = len(images[0])
     arguments = [np.stack(arrays) for arrays in zip(*(step_arguments(steps, size) for steps in variants), strict=True)]
 
@@ -227,7 +212,7 @@ def strengths(name: str, resampling: Resampling = Resampling.BILINEAR) -> list[S
 
 def pictures(size: int) -> list[np.ndarray]:
     """A bright, a dark and a flat photograph, noise, and one colour."""
-    photographs = [np.asarray(photo(size, size, which)) for which in (0, 1)]
+    photographs = [np.asarray(photograph(size, size, which)) for which in (0, 1)]
     noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return [*photographs, photographs[0] // 5 + 90, noise, np.full((size, size, 3), 77, dtype=np.uint8)]
 
@@ -241,14 +226,14 @@ def test_every_operation_is_pils(name: str, size: int) -> None:
         [np.asarray(OPERATIONS[name].apply(Image.fromarray(image), step)) for step in steps] for image in images
     ]
     distance = np.abs(found - np.asarray(expected))
-    # a coordinate that is a whole number may fall to either side of the image's edge
+    # an integer coordinate may fall on either side of the image's edge
     assert np.mean(distance > 1) < (1e-4 if name in WARPS else 1e-9)
     assert distance.mean() < 0.25
 
 
 @pytest.mark.parametrize("name", WARPS)
 def test_bicubic_steps_are_near_pils(name: str) -> None:
-    """DALI warps bilinearly; a warp in the wrong direction is 48 levels and more away."""
+    """DALI warps bilinearly; a warp in the wrong direction would differ by 48 levels or more."""
     images, steps = pictures(224)[:2], strengths(name, Resampling.BICUBIC)[6:8]
     found = augmented(images, [[step] for step in steps]).astype(int)
     expected = [
@@ -258,7 +243,7 @@ def test_bicubic_steps_are_near_pils(name: str) -> None:
 
 
 @pytest.mark.parametrize("names", [("Rotate", "Solarize"), ("Solarize", "Rotate"), ("Posterize", "Color")])
-def test_steps_are_done_one_after_the_other(names: tuple[str, str]) -> None:
+def test_steps_are_applied_in_order(names: tuple[str, str]) -> None:
     first, second = (strengths(name)[-1] for name in names)
     images = pictures(64)[:3]
     after_first = augmented(images, [[first]])[:, 0]
@@ -266,9 +251,9 @@ def test_steps_are_done_one_after_the_other(names: tuple[str, str]) -> None:
     assert np.array_equal(augmented(images, [[]])[:, 0], np.stack(images))
 
 
-def test_randaugment_is_the_pil_pipelines(photographs: Index) -> None:
-    """All but the images with a bicubic step, whose differences later steps can enlarge."""
-    found = levels(in_order(epochs(photographs)), SPEC)
+def test_randaugment_is_the_pil_loaders(photographs: Index) -> None:
+    """Images with a bicubic step are left out, because later steps can enlarge its differences."""
+    found = denormalised(in_order(epochs(photographs)), SPEC)
     transform = training(SPEC, Augmentation(SCALE, True))
     compared = 0
     for position, path in enumerate(photographs.paths):
@@ -284,18 +269,20 @@ def test_randaugment_is_the_pil_pipelines(photographs: Index) -> None:
 
 
 @pytest.mark.parametrize("spec", [SPEC, replace(SPEC, size=224, resize=224)])
-def test_on_a_gpu_all_but_reading_is_done_there(spec: DatasetSpec, photographs: Index) -> None:
+def test_everything_but_reading_runs_on_the_gpu(spec: DatasetSpec, photographs: Index) -> None:
     drawn = Draw(Window(3, 4, 20, 30), True, [])
-    work = Work(Files(photographs), lambda *_: draw_arguments(drawn, spec.size), training_graph(spec), 8)
-    pipeline = make_pipeline(work, nothing(), draw_arguments(drawn, spec.size), torch.device("cuda"), 2)
-    devices = operators(pipeline)
-    done = ("Image", "Slice", "Resize", "Flip", "WarpAffine", "Equalize", "Filter", "Cast", "CropMirrorNormalize")
-    assert {name: devices[name] for name in done} == {name: {"gpu"} for name in done}
+    pipeline_spec = PipelineSpec(
+        Files(photographs), lambda *_: draw_arguments(drawn, spec.size), training_graph(spec), 8
+    )
+    pipeline = make_pipeline(pipeline_spec, no_batches(), draw_arguments(drawn, spec.size), torch.device("cuda"), 2)
+    devices = operator_devices(pipeline)
+    checked = ("Image", "Slice", "Resize", "Flip", "WarpAffine", "Equalize", "Filter", "Cast", "CropMirrorNormalize")
+    assert {name: devices[name] for name in checked} == {name: {"gpu"} for name in checked}
 
 
 @pytest.mark.gpu
 def test_training_images_are_nearly_the_same_on_a_gpu(photographs: Index) -> None:
     on_cpu, on_gpu = (
-        levels(in_order(epochs(photographs, device=device)), SPEC) for device in (CPU, torch.device("cuda"))
+        denormalised(in_order(epochs(photographs, device=device)), SPEC) for device in (CPU, torch.device("cuda"))
     )
     assert np.abs(on_cpu - on_gpu).mean() < 2

@@ -1,4 +1,4 @@
-"""What only a GPU shows: rank agreement with CPU decoding, the hardware decoder on and off, memory beside a teacher."""
+"""Loading on a GPU: rank agreement with CPU decoding, the hardware decoder, memory beside a teacher."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("nvidia.dali")
 
-from helpers.photographs import jpeg, levels, write
+from helpers.photographs import denormalised, jpeg, write_files
 
 from delt_hpc.bench import ranking
 from delt_hpc.data.bad_files import BadFiles
@@ -17,49 +17,49 @@ from delt_hpc.data.dali import pipeline
 from delt_hpc.data.index import Index
 from delt_hpc.data.loader import LoaderConfig, evaluation_batches
 from delt_hpc.models.registry import build
-from delt_hpc.ranking.score import prepare, scores
+from delt_hpc.ranking.score import scores
 
 SPEC = SPECS["imagenet-1k"]
 
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Index:
-    return write(tmp_path, {f"{i:02d}.jpg": jpeg(300 + 9 * i, 400 - 7 * i) for i in range(24)})
+    return write_files(tmp_path, {f"{i:02d}.jpg": jpeg(300 + 9 * i, 400 - 7 * i) for i in range(24)})
 
 
 def read(index: Index) -> np.ndarray:
     loader_config = LoaderConfig("dali-gpu", torch.device("cuda"), 4)
     batches = evaluation_batches(index, np.arange(len(index)), SPEC, 8, loader_config, BadFiles())
-    return levels(torch.cat([images.cpu() for images, _ in batches]), SPEC)
+    return denormalised(torch.cat([images.cpu() for images, _ in batches]), SPEC)
 
 
 @pytest.mark.gpu
 def test_rankings_agree_between_decoders_and_precisions(tmp_path: Path) -> None:
     table = ranking.bench(48, tmp_path)
     print(table.iloc[:, :6].to_string())
-    ways = table[table["precision"] != "bfloat16"]
-    assert set(ways["backend"]) == {"float noise", "torchvision", "dali-cpu", "dali-gpu"}
-    assert ways["spearman_min"].min() > 0.95
-    assert ways["same_medium"].min() >= 0.8
+    accurate = table[table["precision"] != "bfloat16"]
+    assert set(accurate["backend"]) == {"float noise", "torchvision", "dali-cpu", "dali-gpu"}
+    assert accurate["spearman_min"].min() > 0.95
+    assert accurate["same_medium"].min() >= 0.8
 
 
 @pytest.mark.gpu
-def test_the_hardware_decoder_changes_next_to_nothing(photographs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hardware_decoder_gives_nearly_the_same_pixels(photographs: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
-    plain = pipeline.fn.decoders.image
+    original = pipeline.fn.decoders.image
     for load in (0.0, 1.0):
         with monkeypatch.context() as patch:
             patch.setattr(
-                pipeline.fn.decoders, "image", lambda *a, load=load, **k: plain(*a, hw_decoder_load=load, **k)
+                pipeline.fn.decoders, "image", lambda *a, load=load, **k: original(*a, hw_decoder_load=load, **k)
             )
             found[load] = read(photographs)
     assert np.abs(found[0.0] - found[1.0]).mean() < 1
 
 
 @pytest.mark.gpu
-def test_a_teacher_has_room_beside_the_loader(photographs: Index) -> None:
+def test_memory_is_left_for_the_teacher(photographs: Index) -> None:
     device = torch.device("cuda")
-    network = prepare(build("resnet50", 1000, 224).eval().requires_grad_(False).to(device), device)
+    network = build("resnet50", 1000, 224).eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     free = []
     for _ in range(3):
         loader_config = LoaderConfig("dali-gpu", device, 4)

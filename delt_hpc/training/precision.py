@@ -1,0 +1,44 @@
+"""Mixed precision of forward passes: which type `auto` stands for on this machine, and the matching autocast."""
+
+from functools import cache
+
+import torch
+
+from delt_hpc.config.schema import Precision, ScorePrecision
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Does this processor multiply bfloat16 numbers in hardware (AVX512_BF16 or AMX)?
+
+    oneDNN emulates bfloat16 on other processors, which is slower than float32.
+    """
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type for training and validation; `auto` is bfloat16 if the device has it in hardware, else float32."""
+    if precision != "auto":
+        return _dtype(precision)
+    return torch.bfloat16 if device.type == "cuda" or cpu_has_bfloat16() else torch.float32
+
+
+def scoring_dtype(precision: ScorePrecision, device: torch.device) -> torch.dtype:
+    """The type of the teacher's scores; `auto` is float16 on a GPU and float32 on a CPU.
+
+    `auto` is never bfloat16, which changes the order of images (docs/loading.md).
+    """
+    if precision != "auto":
+        return _dtype(precision)
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to the type; none for float32."""
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
