@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from delt_hpc.bench.kernel_command import bench_kernels
-from delt_hpc.bench.synthesis_command import bench_synthesis
+from delt_hpc.bench.kernels.command import bench_kernels
+from delt_hpc.bench.synthesis.command import bench_synthesis
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
@@ -162,6 +162,7 @@ Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
 def bench_loading(
     threads: Annotated[str, typer.Option(help="Numbers of threads or workers to try, separated by commas.")] = "1,2",
     images: Annotated[int, typer.Option(help="Number of JPEGs of 500 x 375 pixels to read.")] = 512,
+    network: Annotated[str | None, typer.Option(help="Also score the images by this network, as ranking does.")] = None,
     out: Out = Path("bench"),
 ) -> None:
     """Compare the image loaders: images per second."""
@@ -169,8 +170,8 @@ def bench_loading(
         raise UserError("must be positive integers", where=f"--threads {threads}", expected="e.g. 1,2,4")
     from delt_hpc.bench import loading  # noqa: PLC0415
 
-    table = loading.bench([int(count) for count in threads.split(",")], images, out)
-    typer.echo(table[["ratio", "backend", "threads", "images_per_s"]].to_string(index=False))
+    table = loading.bench([int(count) for count in threads.split(",")], images, network, out)
+    typer.echo(table[["ratio", "backend", "threads", "images_per_s", "spread"]].to_string(index=False))
     typer.echo(f"table and plot: {out}/loading.csv, {out}/loading.png")
 
 
@@ -183,8 +184,7 @@ def bench_ranking(
     from delt_hpc.bench import ranking  # noqa: PLC0415
 
     table = ranking.bench(images, out)
-    shown = ["backend", "precision", "spearman_mean", "spearman_min", "same_medium", "max_difference"]
-    typer.echo(table[shown].to_string(index=False, float_format=lambda value: f"{value:.5f}"))
+    typer.echo(table[list(ranking.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.5f}"))
     typer.echo(f"table: {out}/ranking.csv")
 
 

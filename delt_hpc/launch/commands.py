@@ -47,7 +47,8 @@ def plan(
         int | None, typer.Option(min=1, help="Number of training images, if the data set is not here.")
     ] = None,
     measured: Annotated[
-        list[Path] | None, typer.Option("--figures", help="Estimate from these timings: a run folder or a file.")
+        list[Path] | None,
+        typer.Option("--figures", help="Measured speeds: a run folder, or a table of bench."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +58,7 @@ def plan(
     jobs = submission.missing(request, submission.max_array_size(request.profile))
     if train_images is None and opened.run.dataset.exists():
         train_images = int(read_json(opened.run.dataset)["train_images"])
-    rates = figures.measured(opened.config, opened.run, measured or ())
+    rates = figures.measured(opened.config, opened.run, request.profile, measured or ())
     rows = estimate.rows(
         opened.config, request.profile, jobs, opened.classes, rates, slots=gpus, train_images=train_images
     )
@@ -125,7 +126,7 @@ def status(
         rows, problem = states.read(opened.config, opened.run, opened.classes)
         code = states.exit_code(rows, problem)
         running = Counter(row.task.stage for row in rows if row.state == "running")
-        rates = figures.measured(opened.config, opened.run) if running else {}
+        rates = figures.of_run(opened.run) if running else {}
         left = estimate.seconds_left(opened.config, opened.run, opened.classes, running, rates)
         if as_json:
             typer.echo(json.dumps(show.status_json(rows, left, problem, code), indent=2))

@@ -1,17 +1,15 @@
-"""Recovery held at one place of its schedule, so that its iterations can be repeated, timed and looked into."""
+"""Recovery engines whose batches stay in their round, so that iterations can be repeated, timed and checked."""
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from delt_hpc.bench.synthesis_cases import SEED, Case
+from delt_hpc.bench.synthesis.cases import SEED, Case
 from delt_hpc.config.schema import Recover
 from delt_hpc.recovery import reference
 from delt_hpc.recovery.augmentation import augment, draw_view
-from delt_hpc.recovery.cuda_graph import MAX_QUEUED_ITERATIONS
 from delt_hpc.recovery.device_tables import draw_key
 from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.objective import Objective
@@ -23,34 +21,30 @@ from delt_kernels.teacher.frozen import frozen_copy
 
 
 class Outcome(NamedTuple):
-    """Of the first iteration of a batch: its loss, and the gradient of its active images [B, 3, S, S] on the CPU."""
+    """Of a batch's first iteration: the loss, and the gradient of the active images [B, 3, S, S] on the CPU."""
 
     loss: float
     gradient: Tensor
 
 
-class Run(Protocol):
-    """Recovery whose batches stay where they are: iterations move the images, not the schedule."""
+class Held(Protocol):
+    """An engine whose iterations change the images, but not the round."""
 
     def enter(self, rounds: Sequence[int]) -> int:
-        """Take the batches of these rounds, each at the beginning of its own; the images of a pass."""
+        """Load the batches of these rounds, each at the start of its round. Returns the images of a pass."""
 
-    def iterate(self, iterations: int) -> float | None:
-        """At most a round's length of them; they are done when this returns.
-
-        Returns:
-            seconds in which the host launches an iteration; None where it waits for every iteration anyway.
-        """
+    def iterate(self, iterations: int) -> None:
+        """Run at most a round's length of iterations; they are finished when this returns."""
 
     def outcome(self, round_index: int) -> Outcome:
-        """Of a batch that is in, after the first iteration."""
+        """Of a loaded batch, after the first iteration."""
 
 
-class Published:
-    """One batch at a time, the loss by hooks: the reference engine's iteration in any precision, compiled or not.
+class HeldReference:
+    """The published formula, one batch at a time, in any precision and optionally compiled.
 
-    It is given cuDNN's search for the fastest algorithms and, where the precision says so, TF32; the reference engine
-    itself has neither.
+    Its iteration is the reference engine's. For a fair comparison it may use cuDNN's search for the fastest algorithms
+    and TF32, which the reference engine does not.
 
     Args:
         dtype: of images and moments.
@@ -68,14 +62,14 @@ class Published:
         self._case, self._format, self._device, self._dtype = case, numeric_format, device, dtype
         self._recover = case.recipe.recover()
         self._schedule = Schedule.of(self._recover)
-        network = _InType(case.teacher, numeric_format.network_dtype or dtype)
+        network = _CastNetwork(case.teacher, numeric_format.network_dtype or dtype)
         objective = Objective(network, self._recover.r_bn, self._recover.first_bn_weight)
         self._objective = torch.compile(objective, fullgraph=True) if compiled else objective
 
     def enter(self, rounds: Sequence[int]) -> int:
         (self._round,) = rounds
         self._batch = self._case.batches[self._round]
-        self._state = State.start(self._case.images(self._round).to(self._device, self._dtype))
+        self.state = State.start(self._case.images(self._round).to(self._device, self._dtype))
         self._labels = torch.tensor([entry.class_index for entry in self._batch.entries], device=self._device)
         return self._batch.active(self._round)
 
@@ -86,11 +80,11 @@ class Published:
 
     def outcome(self, round_index: int) -> Outcome:
         assert round_index == self._round
-        return _outcome(self._state, self._batch.active(round_index), self._recover)
+        return _outcome(self.state, self._batch.active(round_index), self._recover)
 
     def _iteration(self, t: int) -> None:
         """As in `reference.recover`."""
-        recover, spec, state, batch = self._recover, self._case.spec, self._state, self._batch
+        recover, spec, state, batch = self._recover, self._case.spec, self.state, self._batch
         active, smallest = batch.active(self._round), self._schedule.smallest_crop(t)
         view = draw_view(spec.size, smallest, spec.mirror, recover.jitter, *draw_key(SEED, batch), t)
         images = state.images[:active].detach().requires_grad_()
@@ -106,47 +100,35 @@ class Published:
         state.curve.append((t, self._round, active, self._schedule.lr(t), smallest, *values))
 
 
-class Packed:
+class HeldPacked:
     """The packed engine.
 
     Args:
-        recover: precision, kernels and compilation.
-        together: all rounds in one pass; else one batch at a time.
+        recover: with precision, kernels and compilation.
+        packed: all rounds in one pass; else one batch at a time.
     """
 
-    def __init__(self, case: Case, device: torch.device, *, recover: Recover, together: bool) -> None:
-        self._case, self._recover, self._device = case, recover, device
-        packing = PackingPlan(1, 1 if together else recover.rounds, recover.rounds)
+    def __init__(self, case: Case, recover: Recover, device: torch.device, *, packed: bool) -> None:
+        self._case, self._schedule, self._recover = case, Schedule.of(recover), recover
+        packing = PackingPlan(1, 1 if packed else recover.rounds, recover.rounds)
         self._setup = build_engine(case.teacher, recover, case.spec, SEED, case.batches, device=device, packing=packing)
         self._engine = self._setup.engine
 
     def enter(self, rounds: Sequence[int]) -> int:
-        schedule = Schedule.of(self._recover)
         batches = [self._case.batches[r] for r in rounds]
-        scheduler = self._setup.scheduler(
-            batches, {self._case.batches[r].id: r * schedule.round_length for r in rounds}
-        )
+        started = {self._case.batches[r].id: r * self._schedule.round_length for r in rounds}
+        scheduler = self._setup.scheduler(batches, started)
         scheduler.enter()
         self._running = scheduler.running()
-        self._states = [State.start(self._case.images(schedule.round(p.t))) for p in self._running]
+        self._rounds = [self._schedule.round(scheduled.t) for scheduled in self._running]
+        self._states = [State.start(self._case.images(r)) for r in self._rounds]
         for scheduled, state in zip(self._running, self._states, strict=True):
             self._engine.enter(scheduled, state)
-        self._rounds = [schedule.round(scheduled.t) for scheduled in self._running]
         return sum(p.batch.active(r) for p, r in zip(self._running, self._rounds, strict=True))
 
-    def iterate(self, iterations: int) -> float | None:
-        launched: list[float] = []
-
-        def after_iteration(images: int) -> bool:
-            launched.append(time.perf_counter())
-            return False
-
-        while len(launched) < iterations:
-            self._engine.run(self._running, self._states, iterations - len(launched), after_iteration)
-        free = launched[:MAX_QUEUED_ITERATIONS]  # until here the host waits for nothing
-        if self._device.type == "cpu" or len(free) == 1:
-            return None
-        return (free[-1] - free[0]) / (len(free) - 1)
+    def iterate(self, iterations: int) -> None:
+        while iterations:
+            iterations -= self._engine.run(self._running, self._states, iterations, lambda images: False)
 
     def outcome(self, round_index: int) -> Outcome:
         place = self._rounds.index(round_index)
@@ -154,8 +136,8 @@ class Packed:
         return _outcome(state, self._running[place].batch.active(round_index), self._recover)
 
 
-class _InType(nn.Module):
-    """A network in a type: images are turned to it, logits back."""
+class _CastNetwork(nn.Module):
+    """A frozen network in another type: images are converted to it, logits back."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -167,5 +149,5 @@ class _InType(nn.Module):
 
 
 def _outcome(state: State, active: int, recover: Recover) -> Outcome:
-    """Adam's first moment after one step from zero is the gradient times 1 - b1."""
+    """Adam's first moment after one step from zero is the gradient times 1 - beta1."""
     return Outcome(state.curve[0][5], state.exp_avg[:active].cpu() / (1 - recover.betas[0]))
