@@ -148,11 +148,13 @@ def datasets() -> None:
 
 
 @app.command()
-def models() -> None:
-    """List the networks."""
+def models(
+    teachers: Annotated[bool, typer.Option("--teachers", help="Only those that can be teachers.")] = False,
+) -> None:
+    """List the networks. Others are named timm/NAME or package.module:function. Teachers need BatchNorm2d."""
     from delt_hpc.models import registry as networks  # noqa: PLC0415
 
-    typer.echo("\n".join(networks.names()))
+    typer.echo("\n".join(networks.teacher_names() if teachers else networks.names()))
 
 
 Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]

@@ -82,6 +82,7 @@ def test_the_data_sets_are_listed(program: Program) -> None:
 
 def test_the_networks_are_listed(program: Program) -> None:
     assert program("models") == (0, "\n".join(registry.names()) + "\n", "")
+    assert program("models", "--teachers") == (0, "\n".join(registry.teacher_names()) + "\n", "")
 
 
 def test_light_commands_load_no_heavy_library() -> None:

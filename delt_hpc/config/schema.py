@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from delt_hpc.config import methods
+from delt_hpc.config import methods, network_name
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -42,6 +42,13 @@ def _known_method(name: str) -> str:
     return name
 
 
+def _network_name(name: str) -> str:
+    if not network_name.is_network(name):
+        raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
+    return name
+
+
+NetworkName = Annotated[str, AfterValidator(_network_name)]
 MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
@@ -95,7 +102,7 @@ class Data(Section):
 
 
 class Teacher(Section):
-    model: Name = value("convnet3", "a network that `delt-hpc models` lists")
+    model: NetworkName = value("convnet3", f"the network: {network_name.EXPECTED}")
     source: Literal["train", "torchvision", "checkpoint"] = value(
         "train", "origin of the weights: trained in this run, torchvision's, or a file"
     )
@@ -196,8 +203,8 @@ class Recover(Section):
 
 
 class Evaluate(Section):
-    students: Annotated[list[Name], Field(min_length=1)] = free(
-        ["convnet3"], "networks to train from scratch (`delt-hpc models`)"
+    students: Annotated[list[NetworkName], Field(min_length=1)] = free(
+        ["convnet3"], "networks to train from scratch, named as in teacher.model"
     )
     seeds: Annotated[list[int], Field(min_length=1)] = free(
         [3407, 4663, 2897], "one training per seed, student and arm"
