@@ -1,10 +1,13 @@
 """The command line. Heavy libraries are imported inside the commands that need them, so that help is quick."""
 
 import errno
+import json
 import re
 import sys
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +17,7 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
-from delt_hpc.options import Classes, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
+from delt_hpc.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
@@ -121,6 +124,28 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distill
     raise typer.Exit(1 if found else 0)
 
 
+@app.command("config")
+def show_config(config: Source, overrides: Set = None) -> None:
+    """Print the resolved configuration: the method's preset, the recipe or file, and every default."""
+    from delt_hpc.config.load import dump_config, load_config  # noqa: PLC0415
+
+    typer.echo(dump_config(load_config(config, overrides or ())), nl=False)
+
+
+@app.command()
+def check(config: Source, overrides: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Read every image of the data set once and list all problems. Exit code 1 if a run would stop at one."""
+    from delt_hpc.config.load import load_config  # noqa: PLC0415
+
+    loaded = load_config(config, overrides or ())
+    from delt_hpc.data import check as checking  # noqa: PLC0415
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
+
+    result = checking.check(loaded, Reporter(quiet=quiet))
+    _echo(asdict(result) if as_json else checking.lines(loaded, result))
+    raise typer.Exit(1 if result.errors else 0)
+
+
 @app.command()
 def recipes(name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None) -> None:
     """List the recipes, or print one to save and edit."""
@@ -221,11 +246,15 @@ def _execute(
     only = trials.find(trial, config.evaluate) if trial is not None else None
     # Slow imports: after the configuration's errors are reported.
     from delt_hpc import pipeline  # noqa: PLC0415
+    from delt_hpc.data.check import summary  # noqa: PLC0415
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
     try:
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
         with stop.on_sigterm():
+            if stages is None:
+                for line in summary(config, context.dataset):
+                    context.reporter.say(line)
             pipeline.run_stages(context, stages or config.stages, wanted, only)
     except OSError as error:
         if error.errno not in _DISK:
@@ -250,6 +279,11 @@ def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
 
     typer.echo(summary.text(root / "report" / "report.json"))
     typer.echo(f"report: {root / 'report' / 'report.html'}")
+
+
+def _echo(content: Iterable[str] | dict[str, Any]) -> None:
+    """Print lines of text, or JSON."""
+    typer.echo(json.dumps(content, indent=2) if isinstance(content, dict) else "\n".join(content))
 
 
 def main() -> None:
