@@ -4,10 +4,9 @@ import errno
 import json
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -112,15 +111,17 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")], as_json: Json = False
+) -> None:
     """Check that a distilled data set is complete and unchanged. Exit code 1 if not; every fault is listed."""
     from delt_hpc.distilled import manifest  # noqa: PLC0415
 
     found = manifest.problems(folder)
-    for line in found:
-        typer.echo(line)
     images = len(manifest.read_manifest(folder))
-    typer.echo(f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, no faults")
+    last = f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, no faults"
+    facts = {"folder": str(folder), "images": images, "faults": found}
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join([*found, last]))
     raise typer.Exit(1 if found else 0)
 
 
@@ -142,29 +143,37 @@ def check(config: Source, overrides: Set = None, as_json: Json = False, quiet: Q
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
     result = checking.check(loaded, Reporter(quiet=quiet))
-    _echo(asdict(result) if as_json else checking.lines(loaded, result))
+    typer.echo(json.dumps(asdict(result), indent=2) if as_json else "\n".join(checking.lines(loaded, result)))
     raise typer.Exit(1 if result.errors else 0)
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None) -> None:
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None, as_json: Json = False
+) -> None:
     """List the recipes, or print one to save and edit."""
     from delt_hpc.config import recipes as shipped  # noqa: PLC0415
 
     if name:
-        typer.echo(shipped.text(name), nl=False)
+        typer.echo(json.dumps(shipped.load(name), indent=2) + "\n" if as_json else shipped.text(name), nl=False)
         return
     listed = shipped.names()
+    if as_json:
+        typer.echo(json.dumps([asdict(recipe) for recipe in listed], indent=2))
+        return
     width = max(len(recipe.name) for recipe in listed)
     for recipe in listed:
         typer.echo(f"{recipe.name:{width}}  ipc {recipe.ipc:3}  {recipe.title}")
 
 
 @app.command()
-def datasets() -> None:
+def datasets(as_json: Json = False) -> None:
     """List the registered data sets."""
     from delt_hpc.data.catalog.specs import SPECS  # noqa: PLC0415
 
+    if as_json:
+        typer.echo(json.dumps([spec.to_json() for spec in SPECS.values()], indent=2))
+        return
     for spec in SPECS.values():
         typer.echo(
             f"{spec.name:15} {spec.classes:5} classes  {spec.size:3} px (from {spec.resize})"
@@ -175,11 +184,18 @@ def datasets() -> None:
 @app.command()
 def models(
     teachers: Annotated[bool, typer.Option("--teachers", help="Only those that can be teachers.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List the networks. Others are named timm/NAME or package.module:function. Teachers need BatchNorm2d."""
     from delt_hpc.models import registry as networks  # noqa: PLC0415
 
-    typer.echo("\n".join(networks.teacher_names() if teachers else networks.names()))
+    names = networks.teacher_names() if teachers else networks.names()
+    if as_json:
+        can_teach = set(networks.teacher_names())
+        rows = [{"name": name, "can_be_teacher": name in can_teach} for name in names]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    typer.echo("\n".join(names))
 
 
 Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
@@ -279,11 +295,6 @@ def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
 
     typer.echo(summary.text(root / "report" / "report.json"))
     typer.echo(f"report: {root / 'report' / 'report.html'}")
-
-
-def _echo(content: Iterable[str] | dict[str, Any]) -> None:
-    """Print lines of text, or JSON."""
-    typer.echo(json.dumps(content, indent=2) if isinstance(content, dict) else "\n".join(content))
 
 
 def main() -> None:
