@@ -230,7 +230,7 @@ def _execute(
 
     try:
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
-        with stop.on_sigterm():
+        with stop.on_signal():
             pipeline.run_stages(context, stages or config.stages, wanted, only)
     except OSError as error:
         if error.errno not in _DISK:
@@ -240,9 +240,9 @@ def _execute(
     except KeyboardInterrupt:  # here, for typer lets none through to `main`
         typer.echo("stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    except stop.Interrupted:
+    except stop.Interrupted as interrupted:
         typer.echo("stopped as asked to; the same command goes on from here", err=True)
-        raise typer.Exit(stop.EXIT_CODE) from None
+        raise typer.Exit(interrupted.exit_code) from None
     _conclude(config, root, stages or config.stages)
 
 

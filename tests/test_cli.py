@@ -227,7 +227,7 @@ def test_ctrl_c_says_how_to_go_on(image_folder: Callable[..., Path], tmp_path: P
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert err.splitlines()[-1] == "stopped as asked to; the same command goes on from here"
     assert "Traceback" not in err
 
 

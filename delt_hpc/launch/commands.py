@@ -32,7 +32,7 @@ from delt_hpc.launch.arguments import (
 )
 from delt_hpc.launch.executor import SubmissionError
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.run.stop import EXIT_CODE, Interrupted
+from delt_hpc.run.stop import Interrupted
 
 REFUSED = 6
 
@@ -115,7 +115,7 @@ def submit(
         raise typer.Exit(REFUSED) from None
     except (KeyboardInterrupt, Interrupted) as stop:  # here, for typer lets none through
         typer.echo("stopped; the same command goes on from here", err=True)
-        raise typer.Exit(EXIT_CODE if isinstance(stop, Interrupted) else 130) from None
+        raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else 130) from None
     if cluster in HERE or done:
         raise typer.Exit(_conclude(opened))
 

@@ -80,7 +80,7 @@ def run_inline(order: Order, jobs: Sequence[Job]) -> None:
         for task in job.tasks:
             work = Work(str(order.root), task, order.classes, PATIENCE)
             _record(order, "inline", str(os.getpid()), task)
-            with stop.on_sigterm():
+            with stop.on_signal():
                 failure = executor.submit(work.execute).exception()
             if failure:
                 raise failure

@@ -97,7 +97,7 @@ class Work:
 
         asked: list[int] = []
         try:
-            with stop.on_sigterm(), _user_signal(asked, self.patience, requeue):
+            with stop.on_signal(), _user_signal(asked, self.patience, requeue):
                 self.execute()
         except stop.Interrupted:
             print("stopped as asked to, state saved", flush=True)

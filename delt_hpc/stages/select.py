@@ -10,6 +10,7 @@ from delt_hpc.data import bad_files
 from delt_hpc.errors import UserError
 from delt_hpc.ranking.selection import COLUMNS, TABLE, choose
 from delt_hpc.ranking.table import read_ranking
+from delt_hpc.run import stop
 from delt_hpc.run.folder import is_done, write_csv, writing
 
 
@@ -28,6 +29,7 @@ def select(context: Context) -> None:
     rows: list[tuple[int, str, int, str, float, str]] = []
     with context.reporter.bar("select", len(context.dataset.classes)) as bar:
         for class_index, folder in enumerate(context.dataset.classes.folders):
+            stop.check()
             group = table[table["class_index"] == class_index]
             paths = group["img_path"].tolist()
             if len(paths) < config.select.ipc:
@@ -39,7 +41,8 @@ def select(context: Context) -> None:
             chosen = choose(config.select.strategy, paths, config.select.ipc, config.seed, "select", class_index)
             for number, place in enumerate(chosen):
                 file = f"{folder}/{number:05d}{Path(paths[place]).suffix.lower()}"
-                _copy(context.dataset.train.root / paths[place], run.selected / file)
+                if not (run.selected / file).exists():  # an earlier process may have stopped half-way
+                    _copy(context.dataset.train.root / paths[place], run.selected / file)
                 rows.append((class_index, folder, number, paths[place], float(group["score"].iloc[place]), file))
             bar.advance()
     listed = pd.DataFrame(rows, columns=list(COLUMNS))
