@@ -1,4 +1,4 @@
-"""The command line. Heavy libraries are imported by the commands that need them, so that help answers at once."""
+"""The command line. Heavy libraries are imported inside the commands that need them, so that help is quick."""
 
 import errno
 import re
@@ -8,17 +8,18 @@ from typing import Annotated
 
 import typer
 
-from delt_hpc.bench.kernel_command import bench_kernels
-from delt_hpc.bench.synthesis_command import bench_synthesis
+from delt_hpc.bench.kernels.command import bench_kernels
+from delt_hpc.bench.synthesis.command import bench_synthesis
 from delt_hpc.config.class_range import ClassRange
-from delt_hpc.config.schema import STAGES, Config, Stage
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
+from delt_hpc.options import Classes, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
 
-# What the machine may refuse at any moment; nothing half-written is left.
+# Errors of the disk that may come at any moment, and what to do. Files are never left half-written.
 _DISK = {
     errno.ENOSPC: "free space on the disk",
     errno.EDQUOT: "free space within your quota",
@@ -36,17 +37,7 @@ app = typer.Typer(
 
 bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
-register(app)
 
-Source = Annotated[str, typer.Argument(metavar="CONFIG", help="A recipe's name, a YAML file, or a run folder.")]
-Run = Annotated[Path | None, typer.Option("--run", help="The run folder.", show_default="runs/<name>")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="section.key=value; may be repeated.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-Classes = Annotated[
-    str | None, typer.Option("--classes", metavar="A-B", help="Class indices from A to B, both included.")
-]
 TrialId = Annotated[
     str | None, typer.Option("--trial", metavar="STUDENT-SEED-ARM", help="Only this one, e.g. resnet18-1-random-soft.")
 ]
@@ -57,53 +48,53 @@ def run(
     config: Source,
     run_folder: Run = None,
     overrides: Set = None,
-    stages: Annotated[str | None, typer.Option(help="Only these stages, separated by commas.")] = None,
+    stages: Stages = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run all stages; what is finished is skipped, what was interrupted goes on."""
-    _execute(config, run_folder, overrides, quiet, _stages(stages) if stages is not None else None)
+    """Run all stages. Finished work is skipped, interrupted work resumes."""
+    _execute(config, run_folder, overrides, quiet, parse_stages(stages) if stages is not None else None)
 
 
 def _stage_command(stage: Stage, text: str) -> None:
     if stage in ("rank", "recover"):
 
-        def ranged(
+        def with_classes(
             config: Source, run_folder: Run = None, overrides: Set = None, classes: Classes = None, quiet: Quiet = False
         ) -> None:
             _execute(config, run_folder, overrides, quiet, (stage,), classes)
 
-        app.command(stage, help=text)(ranged)
+        app.command(stage, help=text)(with_classes)
     elif stage == "evaluate":
 
-        def tried(
+        def with_trial(
             config: Source, run_folder: Run = None, overrides: Set = None, trial: TrialId = None, quiet: Quiet = False
         ) -> None:
             _execute(config, run_folder, overrides, quiet, (stage,), trial=trial)
 
-        app.command(stage, help=text)(tried)
+        app.command(stage, help=text)(with_trial)
     else:
 
-        def whole(config: Source, run_folder: Run = None, overrides: Set = None, quiet: Quiet = False) -> None:
+        def plain(config: Source, run_folder: Run = None, overrides: Set = None, quiet: Quiet = False) -> None:
             _execute(config, run_folder, overrides, quiet, (stage,))
 
-        app.command(stage, help=text)(whole)
+        app.command(stage, help=text)(plain)
 
 
 for _stage, _text in {
-    "squeeze": "Stage 1: train the teacher, or take given weights.",
-    "rank": "Stage 2: score every training image by the teacher.",
-    "select": "Stage 3: copy the chosen images of every class.",
-    "recover": "Stage 4: optimise the images in early-late rounds.",
+    "squeeze": "Stage 1: train the teacher, or load given weights.",
+    "rank": "Stage 2: score every training image with the teacher.",
+    "select": "Stage 3: select and copy images of every class.",
+    "recover": "Stage 4: optimise the images, in rounds that start early or late.",
     "aggregate": "Stage 5: assemble and check the distilled data set.",
-    "evaluate": "Stage 6: train students on it, and on real images beside it.",
-    "report": "Stage 7: one page with all results.",
+    "evaluate": "Stage 6: train students on it and on real images.",
+    "report": "Stage 7: write a page with all results.",
 }.items():
     _stage_command(_stage, _text)  # type: ignore[arg-type]
 
 
 @app.command()
 def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classes: Classes = None) -> None:
-    """Compile what recovery needs, once, and pack it for the tasks of this run (compile-cache/ in its folder)."""
+    """Compile the kernels of recovery once for all tasks of this run, into compile-cache/ of its folder."""
     from delt_hpc.config.load import load_config  # noqa: PLC0415
 
     loaded = load_config(config, overrides or ())
@@ -111,34 +102,34 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
     from delt_hpc.recovery.warmup import warmup as warm  # noqa: PLC0415
     from delt_hpc.run.folder import RunFolder  # noqa: PLC0415
 
-    done = warm(loaded, RunFolder(_root(config, run_folder, loaded)), wanted)
+    done = warm(loaded, RunFolder(run_folder_of(config, run_folder, loaded)), wanted)
     start = "warm" if done.from_pack else "cold"
-    typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), everything in {done.seconds:.1f} s")
-    typer.echo(f"packed in {done.folder}")
+    typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), all in {done.seconds:.1f} s")
+    typer.echo(f"compiled kernels: {done.folder}")
 
 
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")]) -> None:
-    """Check that a distilled data set is whole; exit code 1 names every fault."""
+    """Check that a distilled data set is complete and unchanged. Exit code 1 if not; every fault is listed."""
     from delt_hpc.distilled import manifest  # noqa: PLC0415
 
     found = manifest.problems(folder)
     for line in found:
         typer.echo(line)
     images = len(manifest.read_manifest(folder))
-    typer.echo(f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, all whole")
+    typer.echo(f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, no faults")
     raise typer.Exit(1 if found else 0)
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this recipe's YAML.")] = None) -> None:
-    """List the ready recipes, or print one to save and edit."""
-    from delt_hpc.config import recipes as shelf  # noqa: PLC0415
+def recipes(name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None) -> None:
+    """List the recipes, or print one to save and edit."""
+    from delt_hpc.config import recipes as shipped  # noqa: PLC0415
 
     if name:
-        typer.echo(shelf.text(name), nl=False)
+        typer.echo(shipped.text(name), nl=False)
         return
-    listed = shelf.names()
+    listed = shipped.names()
     width = max(len(recipe.name) for recipe in listed)
     for recipe in listed:
         typer.echo(f"{recipe.name:{width}}  ipc {recipe.ipc:3}  {recipe.title}")
@@ -152,7 +143,7 @@ def datasets() -> None:
     for spec in SPECS.values():
         typer.echo(
             f"{spec.name:15} {spec.classes:5} classes  {spec.size:3} px (from {spec.resize})"
-            f"  usual teacher {spec.teacher}"
+            f"  default teacher {spec.teacher}"
         )
 
 
@@ -169,36 +160,38 @@ Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
 
 @bench_app.command("loading")
 def bench_loading(
-    threads: Annotated[str, typer.Option(help="Threads or workers to try, separated by commas.")] = "1,2",
-    images: Annotated[int, typer.Option(help="JPEGs of 500 x 375 pixels to read.")] = 512,
+    threads: Annotated[str, typer.Option(help="Numbers of threads or workers to try, separated by commas.")] = "1,2",
+    images: Annotated[int, typer.Option(help="Number of JPEGs of 500 x 375 pixels to read.")] = 512,
+    network: Annotated[str | None, typer.Option(help="Also score the images by this network, as ranking does.")] = None,
     out: Out = Path("bench"),
 ) -> None:
-    """Images a second of each way to read them, side by side."""
+    """Compare the image loaders: images per second."""
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", threads):
-        raise UserError("are no numbers of threads", where=f"--threads {threads}", expected="e.g. 1,2,4")
+        raise UserError("must be positive integers", where=f"--threads {threads}", expected="e.g. 1,2,4")
     from delt_hpc.bench import loading  # noqa: PLC0415
 
-    table = loading.bench([int(count) for count in threads.split(",")], images, out)
-    typer.echo(table[["ratio", "backend", "threads", "images_per_s"]].to_string(index=False))
+    table = loading.bench([int(count) for count in threads.split(",")], images, network, out)
+    typer.echo(table[["ratio", "backend", "threads", "images_per_s", "spread"]].to_string(index=False))
     typer.echo(f"table and plot: {out}/loading.csv, {out}/loading.png")
 
 
 @bench_app.command("ranking")
 def bench_ranking(
-    images: Annotated[int, typer.Option(min=20, help="Images of each of the eight classes.")] = 32,
+    images: Annotated[int, typer.Option(min=20, help="Number of images of each of the eight classes.")] = 32,
     out: Out = Path("bench"),
 ) -> None:
-    """How far rankings agree between backends and precisions."""
+    """Compare the rankings of backends and precisions."""
     from delt_hpc.bench import ranking  # noqa: PLC0415
 
     table = ranking.bench(images, out)
-    shown = ["backend", "precision", "spearman_mean", "spearman_min", "same_medium", "max_difference"]
-    typer.echo(table[shown].to_string(index=False, float_format=lambda value: f"{value:.5f}"))
+    typer.echo(table[list(ranking.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.5f}"))
     typer.echo(f"table: {out}/ranking.csv")
 
 
 bench_app.command("kernels")(bench_kernels)
 bench_app.command("synthesis")(bench_synthesis)
+
+register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -221,10 +214,10 @@ def _execute(
     from delt_hpc.training import trial as trials  # noqa: PLC0415
 
     config = load_config(source, overrides or ())
-    root = _root(source, run_folder, config)
+    root = run_folder_of(source, run_folder, config)
     wanted = ClassRange.parse(classes) if classes is not None else None
     only = trials.find(trial, config.evaluate) if trial is not None else None
-    # After the configuration, so that its errors are told at once.
+    # Slow imports: after the configuration's errors are reported.
     from delt_hpc import pipeline  # noqa: PLC0415
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
@@ -235,24 +228,19 @@ def _execute(
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; the same command goes on from here\n")
+        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
         sys.exit(2)
-    except KeyboardInterrupt:  # here, for typer lets none through to `main`
-        typer.echo("stopped; the same command goes on from here", err=True)
+    except KeyboardInterrupt:  # typer would not pass it on to `main`
+        typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None
     except stop.Interrupted as interrupted:
-        typer.echo("stopped as asked to; the same command goes on from here", err=True)
+        typer.echo("stopped on request; the same command resumes", err=True)
         raise typer.Exit(interrupted.exit_code) from None
     _conclude(config, root, stages or config.stages)
 
 
-def _root(source: str, run_folder: Path | None, config: Config) -> Path:
-    """The run folder: as given, the source if it is one, or below runs/."""
-    return run_folder or (Path(source) if Path(source).is_dir() else Path("runs") / config.name)
-
-
 def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
-    """The result table and where the page is, on standard output."""
+    """Print the result table and the path of the report."""
     if "report" not in stages:
         typer.echo(f"{', '.join(stages)}: done in {root}")
         return
@@ -262,16 +250,8 @@ def _conclude(config: Config, root: Path, stages: tuple[Stage, ...]) -> None:
     typer.echo(f"report: {root / 'report' / 'report.html'}")
 
 
-def _stages(text: str) -> tuple[Stage, ...]:
-    chosen = [part.strip() for part in text.split(",")]
-    unknown = [part for part in chosen if part not in STAGES]
-    if unknown:
-        raise UserError(f"no stage `{unknown[0]}`", where=f"--stages {text}", expected=", ".join(STAGES))
-    return tuple(stage for stage in STAGES if stage in chosen)
-
-
 def main() -> None:
-    """Entry point: errors of the user's are one message and exit code 2."""
+    """Entry point. A user's error is one message and exit code 2."""
     keep_freed_memory()
     try:
         app()

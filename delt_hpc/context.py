@@ -16,14 +16,18 @@ from delt_hpc.data import bad_files
 from delt_hpc.data.bad_files import BadFile
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.loader import LoaderConfig, ValidationSet
-from delt_hpc.errors import UserError
+from delt_hpc.errors import UserError, some
 from delt_hpc.run import timing
 from delt_hpc.run.folder import (
     CHECKPOINT,
     RunFolder,
+    broken_files,
     check_stamp,
+    file_sizes,
     is_done,
     mark_done,
+    remove_leftovers,
+    set_aside,
     stage_identity,
     stamp,
     writing_folder,
@@ -84,9 +88,22 @@ class StageFolder:
             check_stamp(path, self._identity)
         self._began = time.perf_counter()
 
-    @property
     def done(self) -> bool:
-        return is_done(self.path)
+        """Whether the work is finished. If files of finished work are lost, moves the folder aside: not finished."""
+        if not is_done(self.path):
+            return False
+        faults = broken_files(self.path)
+        if faults:
+            self.set_aside(faults)
+        return not faults
+
+    def set_aside(self, faults: Sequence[str]) -> None:
+        """Move the broken folder to broken/ and say why; the work is then done again."""
+        target = set_aside(self._context.run, self.path)
+        self._context.reporter.say(
+            f"{self._stage}: {self.path} was finished, but is broken, so it is made again;"
+            f" the broken one is now {target}\n    " + some(faults)
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -94,7 +111,8 @@ class StageFolder:
         return self.path / CHECKPOINT
 
     def start(self) -> None:
-        """Stamp the folder and start the clock."""
+        """Stamp the folder, remove what killed processes left there, and start the clock."""
+        remove_leftovers(self.path)
         if self._identity is not None:
             stamp(self.path, self._identity)
         self._began = time.perf_counter()
@@ -126,8 +144,8 @@ class StageFolder:
         bad_files.write(self.path / f"{prefix}{bad_files.TABLE}", files)
 
     def finish(self, facts: dict[str, Any] | None = None) -> None:
-        """Mark the folder as done and delete its checkpoint."""
-        mark_done(self.path, facts)
+        """Mark the folder as done, listing its files, and delete its checkpoint."""
+        mark_done(self.path, {**(facts or {}), "files": file_sizes(self.path)})
         self.checkpoint.unlink(missing_ok=True)
 
     @contextmanager

@@ -1,16 +1,16 @@
-"""Errors a user can act upon."""
+"""Errors that the user can fix."""
 
 from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """Input that cannot be worked with; shown without a traceback.
+    """Invalid input; shown without a traceback.
 
     Args:
-        what: what is wrong, one sentence.
-        where: file, key or item the sentence is about.
-        expected: what would have been right.
-        remedy: what to do now.
+        what: what is wrong, in one sentence.
+        where: the file, key or item that is wrong.
+        expected: what would be right.
+        remedy: what to do.
     """
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", remedy: str = "") -> None:
@@ -24,6 +24,6 @@ class UserError(Exception):
 
 
 def some(items: Sequence[object], limit: int = 20) -> str:
-    """The items joined by commas, cut after `limit` with the count of the rest."""
+    """The items joined by commas; those after `limit` are only counted."""
     head = ", ".join(str(item) for item in items[:limit])
     return head if len(items) <= limit else f"{head}, ... and {len(items) - limit} more"

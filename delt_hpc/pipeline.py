@@ -1,4 +1,4 @@
-"""A run: its checks before any work, then its stages in order."""
+"""A run: all checks before any work, then the stages in order."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,25 +25,25 @@ from delt_hpc.training.trial import Trial
 
 
 def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
-    """Check everything that can be checked before work starts, and set the run folder up.
+    """Check everything that can be checked before work starts, and set up the run folder.
 
     Raises:
-        UserError: the data set, a network or the folder does not go with the configuration.
+        UserError: the data set, a network or the run folder contradicts the configuration.
     """
     device = choose_device(config.machine)
     loader.check(config.machine.loader, device)
     run = RunFolder(root)
     dataset = prepare(config, run)
     classes, size = len(dataset.classes), dataset.spec.size
-    chosen = config.teacher
-    registry.check(chosen.model, classes, size, where="teacher.model", needs_batch_norm=True)
+    teacher = config.teacher
+    registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
     for student in config.evaluate.students:
         registry.check(student, classes, size, where="evaluate.students")
-    if chosen.weights:
-        weights.check_torchvision(chosen.model, chosen.weights, classes)
-    for key, path in (("teacher.checkpoint", chosen.checkpoint), ("rank.csv", config.rank.csv)):
+    if teacher.weights:
+        weights.check_torchvision(teacher.model, teacher.weights, classes)
+    for key, path in (("teacher.checkpoint", teacher.checkpoint), ("rank.csv", config.rank.csv)):
         if path and not path.is_file():
-            raise UserError("there is no such file", where=f"{key}: {path}")
+            raise UserError("there is no such file", where=f"{key}: {path}", remedy=f"correct {key}")
     for stage, folder in stage_folders(run):
         check_stamp(folder, stage_identity(config, stage, run))
     text = dump_config(config)
@@ -59,7 +59,7 @@ def run_stages(
 
     Args:
         classes: the range that rank and recover work on; the other stages always work on all classes.
-        trial: the only one that evaluate works on.
+        trial: the only trial that evaluate works on; all trials unless given.
 
     Raises:
         Interrupted: a stop was requested; see `run.stop`.

@@ -16,7 +16,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 ImageFolder = Callable[..., Path]
 
 # The operators are also tested where only torch is installed (`make test-oldest`).
-pytest_plugins = ["helpers.toy", "helpers.slurm_cluster", "helpers.cluster_runs"] if find_spec("pydantic") else []
+PLUGINS = ["helpers.program", "helpers.toy", "helpers.slurm_cluster", "helpers.cluster_runs"]
+pytest_plugins = PLUGINS if find_spec("pydantic") else []
 
 # One thread in this process and in those that tests start: several processes with all threads slow each other down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""The command line: what it lists, what it refuses with exit code 2, what it checks, and how it stops."""
+"""The command line: lists, refusals with exit code 2, `verify`, and stopping."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import yaml
+from helpers.program import Program
 from PIL import Image
 
 from delt_hpc import cli
@@ -29,40 +29,11 @@ from delt_hpc.version import VERSION
 COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models")
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Program:
-    """`delt-hpc` in this process, in a folder of its own."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: str | Path) -> Answer:
-        self._monkeypatch.setattr(sys, "argv", ["delt-hpc", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        code = stop.value.code
-        assert isinstance(code, int)
-        return Answer(code, *self._capsys.readouterr())
-
-
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Program:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "120")
-    return Program(monkeypatch, capsys)
-
-
 def inside(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-# --- what it lists
+# --- listing
 
 
 def test_help_names_every_command(program: Program) -> None:
@@ -72,7 +43,7 @@ def test_help_names_every_command(program: Program) -> None:
         assert re.search(rf"^\W*{command}\s+\S", answer.out, re.MULTILINE), command
 
 
-def test_no_arguments_are_a_call_for_help(program: Program) -> None:
+def test_no_arguments_print_help(program: Program) -> None:
     answer = program()
     assert "Usage" in answer.out + answer.err
     assert "recover" in answer.out + answer.err
@@ -129,7 +100,7 @@ assert not {"torch", "torchvision", "matplotlib", "nvidia"} & sys.modules.keys()
     assert [line for line in done.stderr.splitlines() if line.isdigit()] == ["0", "0", "0", "2", "2"]
 
 
-# --- what it refuses
+# --- refusals
 
 MISTAKES = [
     (["run", "digit"], "there is no recipe `digit`\n  expected: digits"),
@@ -149,14 +120,14 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
-def test_a_mistake_is_one_message_and_exit_code_2(arguments: list[str], message: str, program: Program) -> None:
+def test_a_users_error_is_one_message_and_exit_code_2(arguments: list[str], message: str, program: Program) -> None:
     Path("mine.yaml").write_text("recover: {lrr: 1}")
     answer = program(*arguments)
     assert answer.code == 2
     assert answer.out == ""
     assert answer.err.startswith(f"error: {message}")
     assert "Traceback" not in answer.err
-    assert inside(Path()) == ["mine.yaml"], "nothing is done before the mistake is told"
+    assert inside(Path()) == ["mine.yaml"], "errors come before any work"
 
 
 @pytest.mark.parametrize("call", ["train", "run", "run digits --fast", "select digits --classes 1"])
@@ -169,7 +140,7 @@ def test_a_wrong_call_is_exit_code_2(call: str, program: Program) -> None:
 
 @pytest.mark.parametrize("command", ["rank", "recover"])
 @pytest.mark.parametrize("text", ["", "5-2", "1,2"])
-def test_what_is_no_class_range(text: str, command: str, program: Program) -> None:
+def test_what_is_not_a_class_range(text: str, command: str, program: Program) -> None:
     answer = program(command, "digits", f"--classes={text}")
     assert answer.code == 2
     assert answer.err.startswith(f"error: --classes {text}: not a class range\n  expected: A-B with A <= B")
@@ -213,7 +184,7 @@ def test_a_class_range_is_both_ends_included(
     assert len(list((run / "selected").glob("*/*.png"))) == 3
 
 
-# --- how it stops
+# --- stopping
 
 
 def test_ctrl_c_says_how_to_go_on(image_folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -227,7 +198,7 @@ def test_ctrl_c_says_how_to_go_on(image_folder: Callable[..., Path], tmp_path: P
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "stopped as asked to; the same command goes on from here"
+    assert err.splitlines()[-1] == "stopped on request; the same command resumes"
     assert "Traceback" not in err
 
 
@@ -253,8 +224,8 @@ def whole(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_whole_set_is_said_to_be_whole(whole: Path, program: Program) -> None:
-    assert program("verify", whole) == (0, f"{whole}: 4 images, all whole\n", "")
+def test_a_whole_set_has_no_faults(whole: Path, program: Program) -> None:
+    assert program("verify", whole) == (0, f"{whole}: 4 images, no faults\n", "")
 
 
 def test_every_fault_of_a_damaged_set_is_named(whole: Path, program: Program) -> None:

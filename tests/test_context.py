@@ -1,4 +1,4 @@
-"""What a stage is given: its classes, its device, its validation images."""
+"""The context of a stage: class range, device, validation images."""
 
 import os
 from collections.abc import Callable

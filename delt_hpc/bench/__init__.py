@@ -1,1 +1,1 @@
-"""Measurements, each against what it is to beat, in one run on one machine."""
+"""Benchmarks: how fast this machine computes the steps of a run, and whether the results are right."""

@@ -1,4 +1,4 @@
-"""What a benchmark was measured with."""
+"""The machine and the software that a benchmark ran with."""
 
 import platform
 from datetime import UTC, datetime
@@ -7,17 +7,19 @@ from pathlib import Path
 
 import torch
 
-from delt_hpc.run.timing import device_name
-
-_PACKAGES = ("torch", "torchvision", "triton", "pillow", "nvidia-dali-cuda130", "delt-hpc")
+_PACKAGES = ("torch", "triton", "pillow", "nvidia-dali-cuda130", "delt-hpc")
 
 
-def facts() -> dict[str, str]:
-    """Versions, machine and date; empty where something is not there."""
+def this_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def record() -> dict[str, str]:
+    """Columns of every benchmark's table: versions, processor, GPU and date; empty where there is none."""
     return {name: _version(name) for name in _PACKAGES} | {
         "python": platform.python_version(),
         "cpu": _cpu(),
-        "gpu": device_name(torch.device("cuda")) if torch.cuda.is_available() else "",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -31,7 +33,7 @@ def _version(package: str) -> str:
 
 def _cpu() -> str:
     """Model and number of the CPUs."""
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0]} x {len(names)}" if names else platform.machine()

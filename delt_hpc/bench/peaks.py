@@ -1,30 +1,39 @@
-"""What this device reaches: multiplications of large matrices, and a copy in its memory."""
+"""Peak speeds of a device: measured by a matrix product and a copy, and as stated by the maker."""
 
 from dataclasses import dataclass
 
 import torch
 
-from delt_hpc.bench.stopwatch import copy_bandwidth, times, working_stream
-from delt_hpc.recovery.precision import NumericFormat, backend_flags
+from delt_hpc.bench.timing import capture_stream, measure
 
-SIDE = {"cuda": 8192, "cpu": 1024}  # of the matrices
+MATRIX_SIZE = {"cuda": 8192, "cpu": 1024}
+COPY_BYTES = {"cuda": 2**30, "cpu": 64 * 2**20}
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Speeds that a floor is measured against."""
+    """Speeds that a floor is computed with."""
 
     flops_per_s: float
     bytes_per_s: float
 
 
-def measure(numeric_format: NumericFormat, device: torch.device) -> Peak:
-    """In the given number format. A copied byte counts twice: it is read and written."""
-    side = SIDE[device.type]
-    one, other = (
-        torch.randn(side, side, device=device).to(numeric_format.network_dtype or torch.float32) for _ in range(2)
-    )
-    product = torch.empty_like(one)
-    with backend_flags(tf32=numeric_format.tf32), working_stream(device):
-        ms = times(lambda: torch.matmul(one, other, out=product), device).median_ms
-        return Peak(2 * side**3 / (ms / 1e3), copy_bandwidth(device) * 1e9)
+STATED = {"H100": Peak(989e12, 3.35e12), "H200": Peak(989e12, 4.8e12)}
+"""The SXM modules: dense bfloat16 or float16 products, and memory bandwidth."""
+
+
+def measured_peak(dtype: torch.dtype, device: torch.device) -> Peak:
+    """Of products in that type; whether float32 may use TF32 is the caller's setting."""
+    size = MATRIX_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    with capture_stream(device):
+        ms = measure(lambda: torch.matmul(a, b, out=product), device).median_ms
+        return Peak(2 * size**3 / (ms / 1e3), copy_bandwidth(device))
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of a large copy in the device's memory; each byte counts twice, as it is read and written."""
+    source = torch.zeros(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (measure(lambda: target.copy_(source), device).median_ms / 1e3)

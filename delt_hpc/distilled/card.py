@@ -1,4 +1,4 @@
-"""The data-set card: what a stranger needs to know to use a distilled set."""
+"""The card (README.md) of a distilled data set: what its users need to know."""
 
 from typing import Any
 
@@ -11,28 +11,33 @@ _METHODS = {
     "cda": "CDA (arXiv 2311.18838)",
     "sre2l": "SRe2L (arXiv 2306.13092)",
 }
+_STRATEGIES = {"medium": "middle", "top": "easiest images", "min": "hardest images"}
 
 
 def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
-    """Markdown."""
+    """The card as Markdown.
+
+    Args:
+        teacher: the content of teacher.json.
+    """
     spec, ipc, recover = dataset.spec, config.select.ipc, config.recover
     classes = len(dataset.classes)
     rounds = f"{recover.rounds} round{'' if recover.rounds == 1 else 's'}"
     order = (
-        "ImageFolder's labels are the class map's."
+        "The labels of ImageFolder are those of `classes.csv`."
         if list(dataset.classes.folders) == sorted(dataset.classes.folders)
-        else "**The classes are not in ImageFolder's order: map its labels through `classes.csv`.**"
+        else "**The labels of ImageFolder differ from those of `classes.csv`: map them by the class folders.**"
     )
     return f"""# {spec.name}, distilled: {ipc} image{"" if ipc == 1 else "s"} per class
 
-{classes * ipc} synthetic images that stand for the {len(dataset.train)} training images of `{spec.name}`
+{classes * ipc} synthetic images distilled from the {len(dataset.train)} training images of `{spec.name}`
 ({classes} classes, {spec.size} x {spec.size} pixels).
 
 | | |
 | --- | --- |
 | method | {_METHODS[config.method]}, delt-hpc {VERSION} |
 | teacher | {_teacher(teacher)} |
-| start | {_start(config)} |
+| initial images | {_start(config)} |
 | optimisation | {recover.iterations} iterations, {rounds}, Adam, lr {recover.lr:g} |
 | loss | cross-entropy + {recover.r_bn:g} x distance to the teacher's BatchNorm statistics |
 | seed | {config.seed} |
@@ -44,16 +49,16 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
     from torchvision.datasets import ImageFolder
     train = ImageFolder("this folder")
 
-{order} Train with the teacher's soft labels and random crops; hard labels lose much of the worth.
+{order} Train with random crops and the teacher's soft labels: hard labels give a much lower accuracy.
 
 ## Files
 
-- `<class>/<number>`: the images; the number is the place in the class's selection.
-- `classes.csv`: index, folder and readable name of each class; the only truth about labels.
-- `manifest.csv`: of each image its SHA-256, class, source image, entry round, iterations and last losses.
-- `dataset.json`: the data set's size, mean and standard deviation, and the configuration in full.
+- `<class>/<number>`: the images, numbered in their order of entry to the optimisation.
+- `classes.csv`: label (index), folder and readable name of each class.
+- `manifest.csv`: SHA-256, class, source image, entry round, iterations and final losses of each image.
+- `dataset.json`: image size, mean and standard deviation, and the complete configuration.
 
-`delt-hpc verify` checks all of it. The images are derived from `{spec.name}` and stand under its terms.
+`delt-hpc verify` checks all of it. The images are derived from `{spec.name}`, so its terms of use apply.
 """
 
 
@@ -67,8 +72,8 @@ def _start(config: Config) -> str:
         return "Gaussian noise"
     if config.select.strategy == "random":
         return "training images drawn at random"
-    ranking = "a given ranking" if config.rank.csv else "a ranking by the teacher"
-    return f"the {config.select.strategy} images of {ranking}"
+    ranking = "an existing ranking" if config.rank.csv else "the teacher's ranking"
+    return f"the {_STRATEGIES[config.select.strategy]} of {ranking}"
 
 
 def _numbers(values: tuple[float, ...]) -> str:

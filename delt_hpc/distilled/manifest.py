@@ -1,4 +1,4 @@
-"""A distilled data set on disk: its manifest, its card, and the check that it is whole."""
+"""A distilled data set on disk: its manifest, and the check that it is complete and unchanged."""
 
 import hashlib
 import posixpath
@@ -26,7 +26,7 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class _Facts:
-    """What dataset.json says of the images."""
+    """The values of dataset.json that the check needs."""
 
     ipc: int
     classes: int
@@ -42,17 +42,17 @@ class _Facts:
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
-    """One row an image, in class-map order.
+    """One row per image, in class-map order.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     try:
         table = pd.read_csv(path, dtype=_TYPES, keep_default_na=False)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
-            f"there is no {MANIFEST}", where=str(folder), expected="a folder that the stage `aggregate` made"
+            f"there is no {MANIFEST}", where=str(folder), expected="a folder made by the stage `aggregate`"
         ) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
@@ -71,13 +71,13 @@ def index(folder: Path) -> Index:
 
 
 def problems(folder: Path) -> list[str]:
-    """Everything that is wrong with a distilled set, one line an item; nothing where it is whole.
+    """All defects of a distilled data set, one line each; empty if it is complete and unchanged.
 
-    Every class of the class map must have exactly `ipc` images; every image must be there, be the one that was written
-    (SHA-256), be readable and have the data set's size; nothing else may lie among them.
+    Every class of the class map must have exactly `ipc` images. Every image must exist, be unchanged (SHA-256),
+    readable and of the data set's size. There must be no other folders, and no other files in the class folders.
 
     Raises:
-        UserError: there is no readable manifest.
+        UserError: the manifest is missing or damaged.
     """
     table = read_manifest(folder)
     found: list[str] = []
@@ -89,7 +89,7 @@ def problems(folder: Path) -> list[str]:
         fault = image_fault(folder / file, facts.size if facts else None, digest)
         if fault:
             found.append(f"{file}: {fault}")
-    return found + _strangers(folder, set(table["file"]))
+    return found + _unlisted(folder, set(table["file"]))
 
 
 def _read(path: Path, read: Callable[[Path], Read], found: list[str]) -> Read | None:
@@ -108,11 +108,11 @@ def _class_faults(table: pd.DataFrame, classes: ClassMap, facts: _Facts) -> list
     if len(classes) != facts.classes:
         found.append(f"{CLASSES}: {len(classes)} classes, {facts.classes} expected")
     twice = table["file"][table["file"].duplicated()]
-    found += [f"{file}: twice in the manifest" for file in twice]
+    found += [f"{file}: listed twice in the manifest" for file in twice]
     named = dict(enumerate(classes.folders))
     for file, class_index, name in zip(table["file"], table["class_index"], table["class"], strict=True):
         if not named.get(class_index) == name == posixpath.dirname(file):
-            found.append(f"{file}: class {class_index}, {name} in the manifest; not so in {CLASSES}")
+            found.append(f"{file}: class {class_index} ({name}) in the manifest does not match {CLASSES}")
     counts = table["class_index"].value_counts()
     for class_index, name in named.items():
         have = int(counts.get(class_index, 0))
@@ -121,12 +121,12 @@ def _class_faults(table: pd.DataFrame, classes: ClassMap, facts: _Facts) -> list
     return found
 
 
-def _strangers(folder: Path, listed: set[str]) -> list[str]:
-    """What else a reader of the folder would take for a class or an image."""
-    homes = {posixpath.dirname(file) for file in listed}
+def _unlisted(folder: Path, listed: set[str]) -> list[str]:
+    """Folders and files that ImageFolder would read as classes and images, but that the manifest does not list."""
+    class_folders = {posixpath.dirname(file) for file in listed}
     found: list[str] = []
     for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if inner.name not in homes:
+        if inner.name not in class_folders:
             found.append(f"{inner.name}/: not in the manifest")
             continue
         here = [f"{inner.name}/{path.name}" for path in sorted(inner.iterdir())]
@@ -135,7 +135,7 @@ def _strangers(folder: Path, listed: set[str]) -> list[str]:
 
 
 def image_fault(path: Path, size: int | None, digest: str | None = None) -> str:
-    """What is wrong with one image file; empty where nothing is. Without `size` or `digest` that is not looked at."""
+    """The defect of an image file, empty if there is none. Without `size` or `digest`, these are not checked."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -147,7 +147,7 @@ def image_fault(path: Path, size: int | None, digest: str | None = None) -> str:
     try:
         image = decode(path)
     except BadImageError as error:
-        return f"no readable image: {error}"
+        return f"not a readable image: {error}"
     if size is None or image.size == (size, size):
         return ""
     return f"{image.width} x {image.height} pixels, {size} x {size} expected"

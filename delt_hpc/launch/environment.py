@@ -1,27 +1,47 @@
-"""Is an environment whole: the libraries, the compilers they call at run time, the caches these fill?"""
+"""Does this Python environment work: libraries, the compilers that they call, and cache folders?
+
+`python -m delt_hpc.launch.environment QUESTION ANSWER` is the job of `doctor`: it checks that it can read the file
+QUESTION, and writes what it finds on its node to ANSWER.
+"""
 
 import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from delt_hpc.launch.finding import Finding
+from delt_hpc.run.folder import write_json
 from delt_hpc.version import VERSION
 
-# (variable that names it, names it is looked for by, suffix of its language, more options): as Triton and Inductor do.
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of `doctor`."""
+
+    level: Literal["OK", "warning", "error"]
+    text: str
+    remedy: str = ""
+
+
+# Environment variable, default commands, file suffix, further options: as Triton and Inductor call their compilers.
 _COMPILERS = (("CC", ("gcc", "clang"), ".c", ()), ("CXX", ("g++", "clang++"), ".cpp", ("-fopenmp",)))
 _CACHES = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
-_SECONDS = 60.0
+_COMPILER_SECONDS = 60.0
+_REMEDIES = {
+    "compilers": "install a C and a C++ compiler and Python's headers (Debian: g++ python3-dev), or set CC and CXX",
+    "caches": "set them to folders that can be written to",
+}
 
 
-def look() -> dict[str, Any]:
-    """This environment by use, each part a version and more, or the error it raises. Takes some seconds."""
+def probe() -> dict[str, dict[str, Any]]:
+    """Use each part of this environment: its version and more, or the error that it raises. Takes some seconds."""
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "torch": _torch,
         "triton": _triton,
@@ -30,40 +50,45 @@ def look() -> dict[str, Any]:
         "compilers": _compilers,
         "caches": _caches,
     }
-    return {name: _tried(part) for name, part in parts.items()}
+    return {name: _result_or_error(part) for name, part in parts.items()}
+
+
+def probe_node() -> dict[str, Any]:
+    """The environment of a job, and the node it runs on."""
+    return {
+        "host": os.environ.get("SLURMD_NODENAME", platform.node()),
+        "version": VERSION,
+        "scontrol": shutil.which("scontrol") is not None,
+        "environment": probe(),
+    }
 
 
 def examine() -> Iterator[Finding]:
-    """This environment; where torch sees a GPU the rest must too."""
+    """Check this environment. If torch sees a GPU, the other libraries must see one too."""
     yield Finding("OK", f"delt-hpc {VERSION}, Python {platform.python_version()}")
-    seen = look()
-    yield from judge(seen, gpus=bool(seen["torch"].get("gpus")))
+    found = probe()
+    yield from judge(found, gpus=bool(found["torch"].get("gpus")))
 
 
-def judge(seen: dict[str, Any], *, gpus: bool) -> Iterator[Finding]:
-    """What `look` found; `gpus`: they are wanted."""
-    for name, found in seen.items():
-        vital = name == "torch" or (gpus and name != "submitit")
+def judge(probed: dict[str, dict[str, Any]], *, gpus: bool) -> Iterator[Finding]:
+    """Findings about the result of `probe`; `gpus` says whether GPUs are required."""
+    for name, found in probed.items():
+        required = name == "torch" or (gpus and name != "submitit")
         if "error" in found:
-            yield Finding("error" if vital else "warning", f"{name}: {found['error']}", _REMEDIES.get(name, _INSTALL))
+            remedy = _REMEDIES.get(name, "install delt-hpc with its dependencies there")
+            yield Finding("error" if required else "warning", f"{name}: {found['error']}", remedy)
         elif gpus and found.get("gpus") == 0:
-            yield Finding("error", f"{name} {found['version']} sees no GPU", "driver too old? --nv or --gpus missing?")
+            remedy = "driver too old? --nv or --gpus missing?"
+            yield Finding("error", f"{name} {found['version']} sees no GPU", remedy)
         else:
             sees = f" sees {found['gpus']} GPU(s)" if found.get("gpus") else ""
             yield Finding("OK", f"{name} {found['version']}{sees}")
 
 
-_INSTALL = "install delt-hpc with all it depends on there"
-_REMEDIES = {
-    "compilers": "install a C and C++ compiler and Python's headers (Debian: g++ python3-dev), or set CC and CXX",
-    "caches": "let them name folders that can be written to",
-}
-
-
-def _tried(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _result_or_error(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return part()
-    except Exception as error:  # whatever a broken installation raises is the finding
+    except Exception as error:  # a broken installation may raise anything
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -90,12 +115,12 @@ def _dali() -> dict[str, Any]:
     from nvidia.dali import fn, pipeline_def  # noqa: PLC0415
 
     @pipeline_def(batch_size=1, num_threads=1)  # type: ignore[untyped-decorator]
-    def drawing(device: str) -> Any:
+    def random_number(device: str) -> Any:
         return fn.random.uniform(device=device, range=(0.0, 1.0), shape=[1])
 
-    drawing("cpu", device_id=None).run()
+    random_number("cpu", device_id=None).run()
     try:
-        drawing("gpu", device_id=0).run()
+        random_number("gpu", device_id=0).run()
         gpus = 1
     except Exception:
         gpus = 0
@@ -103,11 +128,11 @@ def _dali() -> dict[str, Any]:
 
 
 def _compilers() -> dict[str, Any]:
-    """Each makes a library against Python's headers."""
-    return {"version": ", ".join(_compiled(*compiler) for compiler in _COMPILERS)}
+    return {"version": ", ".join(_compile(*compiler) for compiler in _COMPILERS)}
 
 
-def _compiled(variable: str, names: tuple[str, ...], suffix: str, options: tuple[str, ...]) -> str:
+def _compile(variable: str, names: tuple[str, ...], suffix: str, options: tuple[str, ...]) -> str:
+    """Compile a shared library that uses Python's headers; returns the compiler's command."""
     command = os.environ.get(variable) or next((name for name in names if shutil.which(name)), None)
     if command is None:
         raise FileNotFoundError(f"none of {', '.join(names)} is on PATH")
@@ -117,18 +142,23 @@ def _compiled(variable: str, names: tuple[str, ...], suffix: str, options: tuple
         headers = f"-I{sysconfig.get_path('include')}"
         output = str(Path(folder, "probe.so"))
         line = [*shlex.split(command), "-shared", "-fPIC", *options, headers, str(source), "-o", output]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=_COMPILER_SECONDS, check=False)
     if done.returncode:
-        said = done.stderr.strip().partition("\n")[0]
-        raise RuntimeError(f"{command}: exit code {done.returncode}: {said}")
+        message = done.stderr.strip().partition("\n")[0]
+        raise RuntimeError(f"{command}: exit code {done.returncode}: {message}")
     return command
 
 
 def _caches() -> dict[str, Any]:
-    """Every folder of a cache that the environment names takes a file."""
-    given = {name: os.environ[name] for name in _CACHES if os.environ.get(name)}
-    for path in given.values():
+    """Write a file in each cache folder that the environment names."""
+    named = {name: os.environ[name] for name in _CACHES if os.environ.get(name)}
+    for path in named.values():
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    return {"version": ", ".join(f"{name}={path}" for name, path in given.items()) or "at their own places"}
+    return {"version": ", ".join(f"{name}={path}" for name, path in named.items()) or "in their default folders"}
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).read_text(encoding="utf-8")
+    write_json(Path(sys.argv[2]), probe_node())

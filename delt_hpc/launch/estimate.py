@@ -1,15 +1,17 @@
 """What a plan costs: time by measured speed, disk by arithmetic. What nobody has measured is not estimated. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.launch.figures import Rate
+from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.profile import Profile
 from delt_hpc.recovery.batches import Batch, plan
+from delt_hpc.run.folder import RunFolder, read_json
 
 CHECKPOINT_TENSORS = 3  # images and Adam's two moments, float32
 PLANES = 3
@@ -141,3 +143,26 @@ class Work:
         """Every round works on all images that have entered."""
         recover = self.config.recover
         return sum(batch.active(now) for now in range(recover.rounds)) * recover.round_length
+
+
+def seconds_left(
+    config: Config, run: RunFolder, classes: int, running: Mapping[Stage, int], rates: Mapping[Stage, Rate]
+) -> dict[Stage, float]:
+    """Upper estimate of the seconds until each running stage is finished; an unfinished batch counts in full.
+
+    Args:
+        running: number of running tasks of each stage.
+        rates: measured speed of each stage; stages without one are left out.
+    """
+    markers = Markers(config, run, classes)
+    images = int(read_json(run.dataset)["train_images"]) if run.dataset.exists() else None
+    work = Work(config, classes, images)
+    found: dict[Stage, float] = {}
+    for stage, count in running.items():
+        if not count or stage not in rates:
+            continue
+        passes = [work.of(task) for task in markers.missing(stage)]
+        known = [p for p in passes if p is not None]
+        if known and len(known) == len(passes):
+            found[stage] = makespan([p / rates[stage].passes_per_s for p in known], count)
+    return found

@@ -1,8 +1,8 @@
-"""How fast this work was measured to go: timing records of the run itself, or of others that are named."""
+"""Measured speeds of the stages: from timing records of runs, or from tables of `delt-hpc bench`."""
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,15 @@ from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError
+from delt_hpc.launch.profile import Profile
 from delt_hpc.run.folder import RunFolder
+
+_TIMING = {"stage", "unit", "seconds", "image_iterations", "device"}
+_SYNTHESIS = {"network", "size", "variant", "precision", "image_iterations_per_s", "gpu", "cpu"}
+_LOADING = {"network", "size", "backend", "threads", "images_per_s", "gpu", "cpu"}
+_EXPECTED = "a run folder, its timing.csv or a .jsonl file of it, or synthesis.csv or loading.csv of `delt-hpc bench`"
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,10 +27,10 @@ class Rate:
     """Speed of a stage.
 
     Attributes:
-        passes_per_s: image-iterations a second, of one process on one device.
+        passes_per_s: image-iterations per second, of one process on one device.
         device: where it was measured.
-        source: the file or folder it was read from.
-        records: how many units of work it is the average of.
+        source: the file or folder it was read from, and what was measured.
+        records: how many measurements it is the average or median of.
     """
 
     passes_per_s: float
@@ -31,52 +39,134 @@ class Rate:
     records: int
 
 
-def measured(config: Config, run: RunFolder, given: Iterable[Path] = ()) -> dict[Stage, Rate]:
-    """Stage by stage: the run's own figures, else those of the first given place that has some.
+def measured(config: Config, run: RunFolder, profile: Profile, places: Iterable[Path] = ()) -> dict[Stage, Rate]:
+    """For each stage the run's own speed; else that of the first place that has one.
 
     Args:
-        given: run folders, or files of timing records (.jsonl, .csv), which must be of the same networks and size.
+        profile: says which stages use a GPU; a benchmark must have been measured on the same kind of device.
+        places: run folders, files of timing records, or tables of `delt-hpc bench`.
 
     Raises:
-        UserError: a given place holds no timing record, or a run of other networks or another size.
+        UserError: a place holds no figures, or figures of another network, image size, engine or kind of device.
     """
-    rates = _rates(_records(run.timing), "this run")
-    for place in given:
-        _refuse_other_work(config, place)
-        records = list(_records(place))
-        if not records:
-            raise UserError(
-                "holds no timing records", where=f"--figures {place}", expected="a run folder, a .jsonl or a timing.csv"
-            )
-        rates = _rates(records, str(place)) | rates
+    rates = of_run(run)
+    for place in places:
+        rates = _read(config, profile, place) | rates
     return rates
 
 
+def of_run(run: RunFolder) -> dict[Stage, Rate]:
+    """Speeds from the run's own timing records."""
+    return _averages(_records(run.timing), "this run")
+
+
+def _read(config: Config, profile: Profile, place: Path) -> dict[Stage, Rate]:
+    _refuse_other_work(config, place)
+    rows = _records(place)
+    columns = set(rows[0]) if rows else set()
+    if columns >= _SYNTHESIS:
+        return {"recover": _recovery(config, rows, place, gpu=profile.resources("recover").gpus > 0)}
+    if columns >= _LOADING:
+        resources = profile.resources("rank")
+        return {"rank": _ranking(config, rows, place, gpu=resources.gpus > 0, cpus=resources.cpus)}
+    rates = _averages(rows, str(place))
+    if not rates:
+        raise UserError("holds no measured speeds", where=f"--figures {place}", expected=_EXPECTED)
+    return rates
+
+
+def _recovery(config: Config, rows: Sequence[Row], place: Path, *, gpu: bool) -> Rate:
+    """From synthesis.csv: the engine and the precision that the configuration runs on such a device."""
+    recover, network, size = config.recover, config.teacher.model, _size(config)
+    backend = recover.kernels if recover.kernels != "auto" else ("triton" if gpu else "torch")
+    compiled = recover.compiles_on("cuda" if gpu else "cpu")
+    packed = gpu if recover.segments == "auto" else recover.segments > 1
+    variant = backend + "-compiled" * compiled + "-packed" * packed
+    precision = recover.precision if recover.precision != "auto" else ("bfloat16" if gpu else "float32")
+    if recover.engine == "reference":
+        variant, precision = "reference", "float32"
+    key = (network, str(size), variant, precision)
+    for row in rows:
+        if _on_gpu(row) == gpu and row["image_iterations_per_s"] and key == _key(row):
+            what = f"{variant}, {precision}, IPC {row['ipc']}, batch {row['batch_size']}"
+            return _rate(row, "image_iterations_per_s", f"{place}: {what}")
+    timed = [row for row in rows if row["image_iterations_per_s"]]
+    listed = [f"{' '.join(_key(row))} on a {_kind(_on_gpu(row))}" for row in timed]
+    raise UserError(
+        f"has no speed of {' '.join(key)} on a {_kind(gpu)}, which this run uses",
+        where=f"--figures {place}",
+        expected=f"the file holds: {'; '.join(listed) or 'no times'}",
+        remedy=f"delt-hpc bench synthesis --networks {network} --variants {variant} --precisions {precision} on a"
+        f" machine with a {_kind(gpu)}, or another --cluster",
+    )
+
+
+def _ranking(config: Config, rows: Sequence[Row], place: Path, *, gpu: bool, cpus: int) -> Rate:
+    """From loading.csv, measured with a network: the loader of the configuration, with at most the stage's CPUs."""
+    network, size, loader = config.teacher.model, _size(config), config.machine.loader
+    preferred = ["dali-gpu" if gpu else "dali-cpu", "torchvision"] if loader == "auto" else [loader]
+    fitting = [row for row in rows if _on_gpu(row) == gpu and (row["network"], row["size"]) == (network, str(size))]
+    for backend in preferred:
+        of_backend = [row for row in fitting if row["backend"] == backend]
+        if of_backend:
+            allowed = [row for row in of_backend if int(row["threads"]) <= cpus] or of_backend
+            row = max(allowed, key=lambda row: int(row["threads"]))
+            return _rate(row, "images_per_s", f"{place}: {backend}, {row['threads']} threads, scored by {network}")
+    listed = [f"{row['network'] or 'no network'} {row['size']} px {row['backend']}" for row in rows]
+    raise UserError(
+        f"has no speed of ranking by {network} at {size} px with {' or '.join(preferred)} on a {_kind(gpu)}",
+        where=f"--figures {place}",
+        expected=f"the file holds: {'; '.join(dict.fromkeys(listed))}",
+        remedy=f"delt-hpc bench loading --network {network} on a machine with a {_kind(gpu)}, or another --cluster",
+    )
+
+
+def _rate(row: Row, column: str, source: str) -> Rate:
+    return Rate(float(row[column]), row["gpu"] or row["cpu"], source, int(row["repeats"]))
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return row["network"], row["size"], row["variant"], row["precision"]
+
+
+def _on_gpu(row: Row) -> bool:
+    return bool(row["gpu"])
+
+
+def _kind(gpu: bool) -> str:
+    return "GPU" if gpu else "CPU"
+
+
+def _size(config: Config) -> int | None:
+    """Image size in pixels; None if the data set is neither registered nor given a size."""
+    return config.data.size or (SPECS[config.data.name].size if config.data.name in SPECS else None)
+
+
 def _refuse_other_work(config: Config, place: Path) -> None:
-    """A speed says nothing about another network, image size or engine; of a mere file the user knows."""
+    """A run's speed says nothing about another network, image size or engine."""
     if not (place / "config.yaml").exists():
         return
-    mine, other = _work(config), _work(load_config(str(place)))
-    differing = [f"{key}: measured {other[key]!r}, now {mine[key]!r}" for key in mine if mine[key] != other[key]]
+    this, other = _work(config), _work(load_config(str(place)))
+    differing = [f"{key}: measured {other[key]!r}, now {this[key]!r}" for key in this if this[key] != other[key]]
     if differing:
         raise UserError("was measured for other work:\n    " + "\n    ".join(differing), where=f"--figures {place}")
 
 
 def _work(config: Config) -> dict[str, object]:
-    registered = SPECS[config.data.name].size if config.data.name in SPECS else None
     return {
-        "data.size": config.data.size or registered,
+        "data.size": _size(config),
         "teacher.model": config.teacher.model,
         "recover.engine": config.recover.engine,
         "evaluate.students": sorted(config.evaluate.students),
     }
 
 
-def _rates(records: Iterable[dict[str, Any]], source: str) -> dict[Stage, Rate]:
-    found: dict[Stage, list[dict[str, Any]]] = {}
+def _averages(records: Iterable[Row], source: str) -> dict[Stage, Rate]:
+    """Image-iterations over seconds, stage by stage."""
+    by_stage: dict[Stage, list[Row]] = {}
     for record in records:
-        if float(record["seconds"]) > 0 and float(record["image_iterations"]) > 0:
-            found.setdefault(record["stage"], []).append(record)
+        if record.keys() >= _TIMING and float(record["seconds"]) > 0 and float(record["image_iterations"]) > 0:
+            by_stage.setdefault(record["stage"], []).append(record)
     return {
         stage: Rate(
             sum(float(r["image_iterations"]) for r in rows) / sum(float(r["seconds"]) for r in rows),
@@ -84,22 +174,29 @@ def _rates(records: Iterable[dict[str, Any]], source: str) -> dict[Stage, Rate]:
             source,
             len({r["unit"] for r in rows}),
         )
-        for stage, rows in found.items()
+        for stage, rows in by_stage.items()
     }
 
 
-def _records(place: Path) -> Iterator[dict[str, Any]]:
-    """Timing records of a folder, of a run folder, or of one file; half a line of a killed process is passed over."""
+def _records(place: Path) -> list[Row]:
+    """Rows of a table, or timing records of a folder, a run folder or a file; broken lines are skipped."""
     if place.is_dir():
         folder = place / "timing" if (place / "timing").is_dir() else place
-        for path in sorted(folder.glob("*.jsonl")):
-            yield from _records(path)
-    elif place.suffix == ".csv":
-        with place.open(encoding="utf-8", newline="") as file:
-            yield from csv.DictReader(file)
-    elif place.exists():
-        for line in place.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        return [record for path in sorted(folder.glob("*.jsonl")) for record in _records(path)]
+    if not place.exists():
+        return []
+    try:
+        text = place.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return []
+    if place.suffix == ".csv":
+        return list(csv.DictReader(text.splitlines()))
+    records = []
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # a killed process may have left half a line
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

@@ -1,4 +1,4 @@
-"""The logs of tasks: which there are, shown, and followed."""
+"""The logs of tasks: selected, shown and followed."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +13,13 @@ _FAILED = ("failed", "lost")
 
 
 def chosen(rows: Sequence[Row], what: str | None, *, failed: bool) -> list[Row]:
-    """The rows that `what` names: a stage, a task's range or trial, `stage-range`, or classes A-B.
+    """The rows that `what` names: a stage, classes A-B, a trial, or a task `stage-range`.
 
     Args:
-        failed: only those that failed or are lost.
+        failed: only tasks that failed or are lost.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such task.
     """
     found = [row for row in rows if what is None or _names(row, what)]
     found = [row for row in found if not failed or row.state in _FAILED]
@@ -33,17 +33,17 @@ def chosen(rows: Sequence[Row], what: str | None, *, failed: bool) -> list[Row]:
 
 
 def files(row: Row, folder: Path) -> list[Path]:
-    """The task's log of the last turn, or where it has none, what its job wrote before any Python started."""
+    """The task's log since its last start; without one, what its job wrote before Python started."""
     if row.log and row.log.exists():
         return [row.log]
     return sorted(folder.glob(f"*.{row.job}.out")) if row.job else []
 
 
 def follow(paths: Callable[[], Sequence[Path]], ended: Callable[[], bool]) -> Iterator[str]:
-    """New lines of the files, with a head where the file changes, until `ended` and all is read.
+    """New lines of the files as they are written, with a title line where the file changes, until `ended`.
 
     Args:
-        paths: asked again and again, for a task that is requeued writes into a new file.
+        paths: called repeatedly, because a requeued task writes to a new file.
     """
     places: dict[Path, int] = {}
     last: Path | None = None
@@ -53,14 +53,14 @@ def follow(paths: Callable[[], Sequence[Path]], ended: Callable[[], bool]) -> It
             with path.open("rb") as file:
                 file.seek(places.get(path, 0))
                 content = file.read()
-            whole = content if over else content[: content.rfind(b"\n") + 1]
-            if not whole:
+            lines = content if over else content[: content.rfind(b"\n") + 1]  # complete lines
+            if not lines:
                 continue
-            places[path] = places.get(path, 0) + len(whole)
+            places[path] = places.get(path, 0) + len(lines)
             if path != last:
                 yield f"==> {path} <=="
                 last = path
-            yield from whole.decode("utf-8", "replace").splitlines()
+            yield from lines.decode("utf-8", "replace").splitlines()
         if over:
             return
         time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What of a run is finished, by the markers that its stages leave. Reads, never writes."""
+"""Which tasks of a run are finished, as the marker files of the stages say. Only reads."""
 
 import os
 from pathlib import Path
@@ -15,31 +15,35 @@ from delt_hpc.run.folder import DONE, RunFolder, is_done
 
 
 class Markers:
-    """A look at the run folder. Folders are listed once, for a shared file system answers slowly."""
+    """The state of a run folder at one moment. Folders are listed only once: shared file systems are slow."""
 
     def __init__(self, config: Config, run: RunFolder, classes: int) -> None:
         self.config, self.run, self.classes = config, run, classes
         self._ranked = _names(run.rank)
         self._recovered = {name for name in _names(run.recover) if is_done(run.recover / name)}
-        every = batches.plan(classes, config.select.ipc, config.recover)
-        self._batches: dict[int, list[batches.Batch]] = {}
-        for batch in every:
+        self._batches: dict[int, list[batches.Batch]] = {}  # by first class
+        for batch in batches.plan(classes, config.select.ipc, config.recover):
             self._batches.setdefault(batch.first, []).append(batch)
 
     def finished(self, stage: Stage) -> bool:
-        return all(self.done(task) for task in plan.whole(self.config, stage, self.classes))
+        return not self.missing(stage)
+
+    def missing(self, stage: Stage) -> list[Task]:
+        """The smallest tasks of the stage that are not done."""
+        return [task for task in plan.whole(self.config, stage, self.classes) if not self.done(task)]
 
     def done_tasks(self, stage: Stage) -> set[Task]:
+        """The smallest tasks of the stage that are done."""
         return {task for task in plan.whole(self.config, stage, self.classes) if self.done(task)}
 
     def done(self, task: Task) -> bool:
-        """Everything that the task makes is there."""
+        """Are all results of the task there?"""
         run = self.run
         if task.stage == "rank":
-            done, asked = self.classes_done(task)
-            return is_done(run.rank) or (task.classes is not None and done == asked)
+            done, total = self.classes_done(task)
+            return is_done(run.rank) or (task.classes is not None and done == total)
         if task.stage == "recover":
-            return all(batch.id in self._recovered for batch in self._of(task))
+            return all(batch.id in self._recovered for batch in self._batches_of(task))
         if task.trial:
             return is_done(task.trial.folder(run))
         if task.stage == "report":
@@ -48,56 +52,54 @@ class Markers:
         return is_done(folders[task.stage])
 
     def classes_done(self, task: Task) -> tuple[int, int]:
-        """Classes ranked of classes asked for."""
+        """Number of classes of a rank task that are ranked, and of all its classes."""
         classes = self._classes(task)
         if is_done(self.run.rank):
             return len(classes), len(classes)
         return sum(self.run.class_ranking(c).name in self._ranked for c in classes.indices), len(classes)
 
     def images_done(self, task: Task) -> tuple[int, int]:
-        """Images recovered of images asked for, counted by finished batches."""
-        mine = self._of(task)
-        done = sum(len(batch.entries) for batch in mine if batch.id in self._recovered)
-        return done, sum(len(batch.entries) for batch in mine)
+        """Number of images of a recover task in finished batches, and of all its images."""
+        planned = self._batches_of(task)
+        done = sum(len(batch.entries) for batch in planned if batch.id in self._recovered)
+        return done, sum(len(batch.entries) for batch in planned)
 
     def missing_inputs(self, stage: Stage) -> list[str]:
-        """What must be there before `stage` can work, and is not: a text each."""
+        """The earlier stages that `stage` needs and that are not finished: one text for each."""
         return [
             f"{earlier}: {', '.join(task.unit for task in self.missing(earlier)[:8])}"
             for earlier in plan.upstream(self.config, stage)
             if not self.finished(earlier)
         ]
 
-    def missing(self, stage: Stage) -> list[Task]:
-        return [task for task in plan.whole(self.config, stage, self.classes) if not self.done(task)]
-
-    def _of(self, task: Task) -> list[batches.Batch]:
-        return [batch for start in self._classes(task).indices for batch in self._batches.get(start, ())]
+    def _batches_of(self, task: Task) -> list[batches.Batch]:
+        return [batch for first in self._classes(task).indices for batch in self._batches.get(first, ())]
 
     def _classes(self, task: Task) -> ClassRange:
         return task.classes or ClassRange(0, self.classes - 1)
 
     def _report_is_current(self) -> bool:
-        """It is there and younger than all that it shows."""
+        """The report exists and is newer than all results that it shows."""
         run = self.run
         shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in _names(run.evaluate))]
-        made = _time(run.report / DONE)
-        return made > 0 and all(_time(path) <= made for path in shown)
+        written = _time(run.report / DONE)
+        return written > 0 and all(_time(path) <= written for path in shown)
 
 
 def class_count(config: Config, run: RunFolder, given: int | None = None) -> int:
-    """How many classes the data set has; it need not be here.
+    """Number of classes of the data set, which need not be on this machine.
 
-    The run's own class map, else `given`, else what the configuration, the folders or the registered data set say.
+    The first that is known counts: the run's own class map, `given`, the configuration, the registered data set, the
+    folders of the training images.
 
     Raises:
-        UserError: nobody says.
+        UserError: none is known, or `given` contradicts the run.
     """
     data = config.data
     if run.classes.exists():
         found = len(ClassMap.read(run.classes))
         if given and given != found:
-            raise UserError(f"{given} is not what the run has: {found}", where="--classes-count")
+            raise UserError(f"{given} classes given, but the run has {found}", where="--classes-count")
         return found
     count = given or data.num_classes or (len(data.classes) if data.classes else None)
     if count:
@@ -108,7 +110,7 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
     if root.is_dir():
         return len(class_folders(root))
     raise UserError(
-        "the number of classes is not known: the data set is not here",
+        "the number of classes is unknown: there is no data set here",
         where=str(root),
         remedy="give --classes-count N, or set data.root or data.num_classes",
     )

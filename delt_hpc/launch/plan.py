@@ -1,4 +1,4 @@
-"""What a run consists of: tasks by stage, class range and trial, and the jobs they are submitted as. Pure."""
+"""The tasks of a run (by stage, class range and trial) and the jobs that they are submitted as. Pure functions."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from delt_hpc.training.trial import Trial, trials
 
 RANGED: tuple[Stage, ...] = ("rank", "recover")
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
-WAVES = 4  # tasks a slot, so that a slow one does not hold up a stage
+WAVES = 4  # recover tasks for each slot, so that one slow task does not delay the stage much
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one job, or one element of an array, does.
+    """The work of one job, or of one element of a job array.
 
     Attributes:
-        classes: of rank and recover.
-        trial: of evaluate.
+        classes: for rank and recover.
+        trial: for evaluate.
     """
 
     stage: Stage
@@ -30,6 +30,7 @@ class Task:
 
     @property
     def unit(self) -> str:
+        """What part of the stage: a class range, a trial, or `all`."""
         if self.classes:
             return str(self.classes)
         return self.trial.id if self.trial else "all"
@@ -39,7 +40,7 @@ class Task:
         return f"{self.stage}-{self.unit}"
 
     def overlaps(self, other: "Task") -> bool:
-        """Both work on the same thing."""
+        """Do both write the same results?"""
         if self.classes and other.classes:
             return self.stage == other.stage and self.classes.overlaps(other.classes)
         return self == other
@@ -47,10 +48,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """Tasks that are submitted together: one job, or one array.
+    """Tasks that are submitted together, as one job or one job array.
 
     Attributes:
-        parallel: how many of them run at a time, at most.
+        parallel: how many of the tasks run at the same time, at most.
     """
 
     stage: Stage
@@ -58,15 +59,15 @@ class Job:
     parallel: int
 
     def name(self, run: str) -> str:
-        """Run, stage and range in one word."""
+        """Slurm's name for it: run, stage and range."""
         first, last = self.tasks[0], self.tasks[-1]
         if len(self.tasks) == 1:
-            what = "" if first.unit == "all" else f"-{first.unit}"
+            part = "" if first.unit == "all" else f"-{first.unit}"
         elif first.classes and last.classes:
-            what = f"-{ClassRange(first.classes.first, last.classes.last)}"
+            part = f"-{ClassRange(first.classes.first, last.classes.last)}"
         else:
-            what = f"-{len(self.tasks)}-trials"
-        return f"{run}-{self.stage}{what}"
+            part = f"-{len(self.tasks)}-trials"
+        return f"{run}-{self.stage}{part}"
 
 
 def upstream(config: Config, stage: Stage) -> tuple[Stage, ...]:
@@ -87,7 +88,7 @@ def upstream(config: Config, stage: Stage) -> tuple[Stage, ...]:
 
 
 def whole(config: Config, stage: Stage, classes: int) -> list[Task]:
-    """The smallest tasks of a stage: a block of classes, a trial, or all of it."""
+    """The whole stage as its smallest tasks: blocks of classes, trials, or one task."""
     if stage == "evaluate":
         return [Task(stage, trial=trial) for trial in trials(config.evaluate)]
     if stage not in RANGED or (stage == "rank" and config.rank.csv):
@@ -116,18 +117,18 @@ def within(tasks: Iterable[Task], ranges: Sequence[ClassRange]) -> list[Task]:
 
 
 def width(config: Config, profile: Profile, stage: Stage, classes: int) -> int:
-    """Classes of a task: a multiple of the recovery batch, so that batches can be packed freely.
+    """Number of classes of a task: a multiple of those of a recovery batch.
 
-    Given by the profile, or such that every slot gets four tasks of recover, one of rank.
+    The profile's `classes_per_task`, else so many that each slot gets four recover tasks or one rank task.
     """
-    block, wanted = block_size(config.select.ipc, config.recover), profile.resources(stage)
-    tasks = wanted.parallel * (WAVES if stage == "recover" else 1)
-    target = wanted.classes_per_task or -(-classes // tasks)
+    block, resources = block_size(config.select.ipc, config.recover), profile.resources(stage)
+    tasks = resources.parallel * (WAVES if stage == "recover" else 1)
+    target = resources.classes_per_task or -(-classes // tasks)
     return max(1, -(-target // block)) * block
 
 
 def join(tasks: Iterable[Task], most: int) -> list[Task]:
-    """Neighbouring class ranges joined up to `most` classes; other tasks as they are."""
+    """Join tasks of neighbouring class ranges into tasks of at most `most` classes; leave other tasks unchanged."""
     joined: list[Task] = []
     for task in tasks:
         last = joined[-1] if joined else None
@@ -150,14 +151,14 @@ def jobs(
     only: Sequence[ClassRange] = (),
     max_array_size: int = DEFAULT_MAX_ARRAY_SIZE,
 ) -> list[Job]:
-    """The jobs of what is missing, in the order of the stages.
+    """The jobs for all tasks that are not done, in pipeline order.
 
     Args:
-        classes: how many classes the data set has.
-        done: the smallest tasks (`whole`) that are finished.
-        stages: only these; default: all that the run needs.
-        only: only these class ranges, of rank and recover.
-        max_array_size: the cluster's; its arrays hold as many tasks.
+        classes: number of classes of the data set.
+        done: the finished ones of the smallest tasks (`whole`).
+        stages: only these stages; default: all of the run.
+        only: only these class ranges, and only rank and recover.
+        max_array_size: the largest number of tasks in a job array.
     """
     wanted = set(config.stages if stages is None else stages)
     found: list[Job] = []
@@ -168,13 +169,13 @@ def jobs(
         tasks = join(missing, width(config, profile, stage, classes))
         limit = min(max_array_size, profile.max_array_size or max_array_size)
         arrays = list(_chunks(tasks, limit))
-        # Arrays of a stage run side by side and share its slots.
+        # Several arrays of a stage run at the same time and share its slots.
         found += [Job(stage, array, max(1, profile.resources(stage).parallel // len(arrays))) for array in arrays]
     return found
 
 
 def _chunks(tasks: list[Task], size: int) -> Iterator[tuple[Task, ...]]:
-    """As few parts as possible, of about the same length."""
+    """As few chunks of at most `size` tasks as possible, of about equal length."""
     parts = -(-len(tasks) // size)
     for part in range(parts):
         yield tuple(tasks[len(tasks) * part // parts : len(tasks) * (part + 1) // parts])

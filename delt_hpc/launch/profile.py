@@ -1,7 +1,6 @@
-"""A cluster's profile: what its jobs ask for and how they start. YAML, typed; unknown keys fail."""
+"""Cluster profiles: the resources that jobs request and how they start. Typed YAML; unknown keys are errors."""
 
 import difflib
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ from delt_hpc.config.load import parse_yaml
 from delt_hpc.config.schema import STAGES, Positive, Section, Stage
 from delt_hpc.errors import UserError
 
-# A link to slurm/ of the source tree; a real folder in a wheel.
+# In the source tree a symbolic link to slurm/, in a wheel a folder.
 SHIPPED = Path(__file__).parent / "profiles"
 
 Word = Annotated[str, StringConstraints(pattern=r"^\S+$")]
@@ -22,7 +21,7 @@ Argument = Annotated[str, StringConstraints(pattern=r"^-\S.*$")]
 
 Scratch = Annotated[str, StringConstraints(pattern=r'^[^\s"`][^"`\n]*$')]
 
-# A task's interpreter, torch and the run folder must be there well before it is told to stop again.
+# Time that a task needs to start Python and load its state, before its stop signal may come.
 START_SECONDS = 120
 
 
@@ -31,58 +30,62 @@ def field(default: Any, description: str) -> Any:
 
 
 class Resources(Section):
-    """What a task asks for."""
+    """The resources that a task requests."""
 
-    partition: Word | None = field(None, "Slurm partition; default: the site's")
-    account: Word | None = field(None, "account that is charged")
+    partition: Word | None = field(None, "Slurm partition; default: the site's default")
+    account: Word | None = field(None, "account to charge")
     qos: Word | None = field(None, "quality of service")
     constraint: Word | None = field(None, "node features, e.g. h100|h200")
-    gpus: Annotated[int, Field(ge=0)] = field(0, "GPUs of a task; one task uses one")
+    gpus: Annotated[int, Field(ge=0)] = field(0, "GPUs of a task; a task uses at most one")
     gpu_flag: Literal["gpus-per-node", "gpus-per-task", "gpus", "gres"] = field(
-        "gpus-per-node", "how they are asked for"
+        "gpus-per-node", "sbatch option that requests them"
     )
-    gpu_type: Word | None = field(None, "the site's name for the kind of GPU, e.g. h200")
+    gpu_type: Word | None = field(None, "the site's name of the GPU type, e.g. h200")
     cpus: Positive = field(4, "CPUs of a task")
-    memory_gib: Positive | None = field(None, "memory of a task, GiB; default: the site's")
-    minutes: Positive = field(60, "time limit of a task; one that needs longer is stopped, saved and requeued")
-    parallel: Positive = field(64, "tasks of a stage that run at a time, at most")
+    memory_gib: Positive | None = field(None, "memory of a task in GiB; default: the site's default")
+    minutes: Positive = field(60, "time limit of a task; one that needs more is requeued and resumes")
+    parallel: Positive = field(64, "the largest number of tasks of a stage that run at the same time")
     classes_per_task: Positive | None = field(
-        None, "classes of a task of rank and recover, rounded up to whole batches; default: about four tasks a slot"
+        None, "classes of a rank or recover task, in whole batches; default: one rank or four recover tasks per slot"
     )
-    sbatch: list[Argument] = field([], "more arguments of sbatch, e.g. --exclude=n7")
-    srun: list[Argument] = field([], "more arguments of srun")
+    sbatch: list[Argument] = field([], "further arguments of sbatch, e.g. --exclude=n7")
+    srun: list[Argument] = field([], "further arguments of srun")
 
 
 class Apptainer(Section):
-    image: Word = field(..., "the .sif file, on a folder that nodes see")
-    binds: list[Word] = field([], "more folders to show inside, as Apptainer's --bind takes them")
-    options: list[Argument] = field(["--nv"], "more arguments of `apptainer exec`")
+    image: Word = field(..., "the .sif file, on a file system that nodes share")
+    binds: list[Word] = field([], "further folders to mount, in the syntax of Apptainer's --bind")
+    options: list[Argument] = field(["--nv"], "further arguments of `apptainer exec`")
 
 
 class Pyxis(Section):
-    image: Word = field(..., "as --container-image takes it")
-    mounts: list[Word] = field([], "more folders to show inside, as --container-mounts takes them")
+    image: Word = field(..., "the image, in the syntax of --container-image")
+    mounts: list[Word] = field([], "further folders to mount, in the syntax of --container-mounts")
 
 
 class Profile(Resources):
-    """A cluster. A key of `stages` overrides resources for that stage alone."""
+    """A cluster. `stages` overrides resources for single stages."""
 
-    setup: list[str] = field([], "lines of shell before the work, e.g. module load cuda")
-    environment: dict[Variable, str] = field({}, "variables of the work's environment")
-    python: str | None = field(None, "the interpreter, shell text; default: the one that submits, `python` in an image")
-    scratch: Scratch = field("${SLURM_TMPDIR:-${TMPDIR:-/tmp}}", "folder on the node's own disk, shell text")
-    apptainer: Apptainer | None = field(None, "run inside this image by Apptainer")
-    pyxis: Pyxis | None = field(None, "run inside this image by srun's pyxis plugin")
-    wckey: Word | None = field(None, "workload characterisation key; many sites refuse any")
-    max_array_size: Positive | None = field(None, "Slurm's MaxArraySize; default: what the cluster says")
-    signal_seconds: Positive = field(120, "seconds before the time limit at which a task is told to save and requeue")
-    timeouts: Annotated[int, Field(ge=0)] = field(20, "how often a task may reach its time limit before it fails")
-    stages: dict[Stage, Resources] = field({}, "overrides, stage by stage")
+    setup: list[str] = field([], "shell lines to run first, e.g. module load cuda")
+    environment: dict[Variable, str] = field({}, "environment variables of the task")
+    python: str | None = field(
+        None, "shell text that starts Python; default: the Python that submits, or `python` in an image"
+    )
+    scratch: Scratch = field("${SLURM_TMPDIR:-${TMPDIR:-/tmp}}", "folder on a local disk of the node, shell text")
+    apptainer: Apptainer | None = field(None, "run tasks in this image with Apptainer")
+    pyxis: Pyxis | None = field(None, "run tasks in this image with srun's pyxis plugin")
+    wckey: Word | None = field(None, "workload characterisation key; many sites do not accept one")
+    max_array_size: Positive | None = field(None, "Slurm's MaxArraySize; default: as the cluster reports it")
+    signal_seconds: Positive = field(
+        120, "seconds before its time limit at which a task must save its state and is requeued"
+    )
+    timeouts: Annotated[int, Field(ge=0)] = field(20, "times that a task may reach its time limit before it fails")
+    stages: dict[Stage, Resources] = field({}, "resources of single stages")
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, given: Any) -> Any:
-        """Each stage's own resources over the profile's."""
+        """Fill in the profile's resources where a stage does not override them."""
         if not isinstance(given, dict) or not isinstance(given.get("stages"), dict):
             return given
         base = {key: given[key] for key in Resources.model_fields if key in given}
@@ -96,15 +99,15 @@ class Profile(Resources):
         return self.stages.get(stage, self)
 
     @property
-    def contained(self) -> bool:
+    def in_container(self) -> bool:
         return bool(self.apptainer or self.pyxis)
 
 
 def load(source: str) -> Profile:
-    """The profile of that name (slurm/<name>.yaml), or of that file.
+    """Read the profile of that name (slurm/<name>.yaml) or that YAML file.
 
     Raises:
-        UserError: there is none, or naming every key that is wrong.
+        UserError: it does not exist or has errors; all wrong keys are named.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -114,14 +117,14 @@ def load(source: str) -> Profile:
             raise UserError(
                 f"there is no profile `{source}`",
                 where="--cluster",
-                expected=f"{close[0] if close else ', '.join(names())}; local or inline; or a YAML file",
+                expected=f"{close[0] if close else ', '.join(names())}; local; or a YAML file",
             )
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"is no readable YAML: {error}", where=str(path)) from None
+        raise UserError(f"not valid YAML: {error}", where=str(path)) from None
     return parse(tree if tree is not None else {}, str(path))
 
 
@@ -138,16 +141,16 @@ def parse(tree: object, where: str) -> Profile:
 
 
 def _contradictions(profile: Profile) -> Iterator[str]:
-    """What is wrong with values that are fine alone but not together."""
+    """Values that are valid by themselves but not together."""
     if profile.apptainer and profile.pyxis:
-        yield "apptainer, pyxis: exclude each other"
+        yield "apptainer, pyxis: only one of them may be given"
     least = -(-(profile.signal_seconds + START_SECONDS) // 60)
     for stage in STAGES:
         minutes = profile.resources(stage).minutes
         if minutes < least:
             key = "minutes" if minutes == profile.minutes else f"stages.{stage}.minutes"
             yield (
-                f"{key}: {minutes}: a task would be told to stop before it has begun: at least {least} with "
+                f"{key}: {minutes}: too short to start a task before its stop signal comes; at least {least} with "
                 f"signal_seconds = {profile.signal_seconds}"
             )
 
@@ -157,43 +160,8 @@ def names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def apptainer_command(container: Apptainer, folders: tuple[str, ...], workdir: str) -> list[str]:
-    """`apptainer exec ... IMAGE`, with `folders` shown inside under their own names."""
-    binds = [*dict.fromkeys(folders), *container.binds]
-    shown = [part for bind in binds for part in ("--bind", bind)]
-    return ["apptainer", "exec", *container.options, *shown, "--pwd", workdir, container.image]
-
-
-def handed_in(profile: Profile) -> tuple[str, ...]:
-    """Variables of the script that win over an image's own of the same name."""
-    return ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", *profile.environment)
-
-
-def pyxis_arguments(container: Pyxis, folders: tuple[str, ...], workdir: str, variables: tuple[str, ...]) -> list[str]:
-    """srun's arguments for the image, shell text; `folders` and $scratch are shown inside under their own names."""
-    mounts = [*(f"{folder}:{folder}" for folder in dict.fromkeys(folders)), *container.mounts]
-    return [
-        shlex.quote(f"--container-image={container.image}"),
-        shlex.quote(f"--container-mounts={','.join(mounts)}") + ',"$scratch:$scratch"',
-        shlex.quote(f"--container-workdir={workdir}"),
-        f"--container-env={','.join(variables)}",
-    ]
-
-
-# Inside an image: its process leaves its number, by which the script outside reaches it alone.
-_TELL_PID = """sh -c 'echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
-
-
-def interpreter(profile: Profile, folders: tuple[str, ...], workdir: str, own: str) -> str:
-    """The interpreter as shell text; `own` is the one to use where neither profile nor image names another."""
-    python = profile.python or ("python" if profile.contained else shlex.quote(own))
-    if profile.apptainer:
-        return f"{shlex.join(apptainer_command(profile.apptainer, folders, workdir))} {_TELL_PID} {python}"
-    return python
-
-
 def _explain(detail: dict[str, Any], where: str) -> str:
-    """One problem of pydantic's: file: key: value ... what is allowed."""
+    """The text of one validation error of pydantic."""
     path = [part for part in detail["loc"] if isinstance(part, str) and part != "[key]"]
     key = ".".join(path)
     if detail["type"] == "extra_forbidden":
@@ -204,7 +172,7 @@ def _explain(detail: dict[str, Any], where: str) -> str:
     if path[:1] == ["stages"] and len(path) == 2 and path[1] not in STAGES:
         return f"{where}: {key}: no such stage; allowed here: {', '.join(STAGES)}"
     message = str(detail["msg"])
-    return f"{where}: {key or 'the whole'}: {detail.get('input')!r}: {message[:1].lower()}{message[1:]}"
+    return f"{where}: {key or 'the file'}: {detail.get('input')!r}: {message[:1].lower()}{message[1:]}"
 
 
 def _section(path: list[str]) -> type[BaseModel]:

@@ -1,10 +1,10 @@
-"""Slurm's commands: what they are asked, and what their answers mean."""
+"""Calls of Slurm's commands, and what their output means."""
 
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,27 +12,33 @@ from delt_hpc.errors import UserError
 
 Standing = Literal["pending", "running", "completed", "failed"]
 
-# Slurm's job states by what they mean for a task; every other state has ended badly.
+# What Slurm's job states mean for a task. All states that are not listed count as failed.
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
-# With these a pending job never starts by itself.
+# Reasons for which a pending job never starts by itself.
 STUCK = {"DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin", "BadConstraints", "JobHoldMaxRequeue"}
 
-SECONDS = 60  # for any of Slurm's commands to answer
-_IDS_A_CALL = 200
+TIMEOUT_SECONDS = 60  # of any call
+_IDS_PER_CALL = 200
+
+# sbatch failures after which nothing was submitted and another attempt may succeed.
+_TEMPORARY = ("temporarily unable to accept job", "Unable to contact slurm controller", "Connection refused")
+_RETRY_AFTER_SECONDS = (2.0, 8.0, 30.0)
+# What a process inherits from the job it runs in. Given to sbatch, it would change the submitted job.
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
 
 
 class QueueError(Exception):
-    """Slurm does not answer, or not in words that are known."""
+    """A Slurm command is missing, fails, or does not answer."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What Slurm says of a job or an array's element.
+    """A job, or an element of a job array, as Slurm shows it.
 
     Attributes:
-        state: Slurm's own word, e.g. RUNNING.
-        seconds: it has run, in this turn.
+        state: Slurm's name of the state, e.g. RUNNING.
+        seconds: run time since the last start.
     """
 
     id: str
@@ -54,38 +60,80 @@ class Entry:
         return self.standing in ("pending", "running")
 
 
-def available() -> bool:
-    return shutil.which("squeue") is not None
-
-
-def call(command: Sequence[str]) -> str:
-    """The command's output.
+def call(*command: str) -> str:
+    """Run a command of Slurm and return its standard output.
 
     Raises:
-        QueueError: it is not there, fails, or does not answer.
+        QueueError: it is missing, fails, or does not answer.
     """
-    # Slurm cuts long lists of an array's elements unless told not to.
-    environment = os.environ | {"SLURM_BITSTR_LEN": "0"}
+    # Without this variable Slurm shortens long lists of array elements.
+    return _checked(_run(command, os.environ | {"SLURM_BITSTR_LEN": "0"}))
+
+
+def try_sbatch(script: str, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Give the script to sbatch; the exit code is for the caller to check.
+
+    Raises:
+        QueueError: sbatch is missing or does not answer.
+    """
+    return _run(["sbatch", *options], outside_any_job(os.environ), script)
+
+
+def submit(script: str) -> str:
+    """Submit the script and return the job's id. A controller that is busy or restarting is tried again.
+
+    Raises:
+        QueueError: sbatch is missing or refuses the script.
+    """
+    for seconds in (*_RETRY_AFTER_SECONDS, None):
+        done = try_sbatch(script, "--parsable")
+        if done.returncode == 0 or seconds is None or not any(text in done.stderr for text in _TEMPORARY):
+            break
+        time.sleep(seconds)
+    return _checked(done).strip().partition(";")[0]
+
+
+def outside_any_job(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the variables of the job that this process may run in."""
+    return {
+        name: value for name, value in environment.items() if name == "SLURM_CONF" or not name.startswith(_OF_A_JOB)
+    }
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], text: str = "") -> "subprocess.CompletedProcess[str]":
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, env=environment, check=False, errors="replace"
+        return subprocess.run(
+            command,
+            input=text,
+            env=environment,
+            timeout=TIMEOUT_SECONDS,
+            capture_output=True,
+            check=False,
+            text=True,
+            errors="replace",
         )
     except FileNotFoundError:
         raise QueueError(f"there is no {command[0]} on this machine") from None
     except subprocess.TimeoutExpired:
-        raise QueueError(f"{command[0]} has not answered in {SECONDS} s") from None
+        raise QueueError(f"{command[0]} has not answered in {TIMEOUT_SECONDS} s") from None
+
+
+def _checked(done: "subprocess.CompletedProcess[str]") -> str:
     if done.returncode:
-        raise QueueError(f"{command[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        raise QueueError(f"{done.args[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
 
 
+_SQUEUE_FORMAT = "%i|%T|%N|%M|%r"
+
+
 def queued() -> dict[str, Entry]:
-    """All jobs of this user that the controller still knows, ended ones too for a while."""
-    return parse_squeue(call(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T|%N|%M|%r"]))
+    """All jobs of this user that the controller still remembers; it forgets ended ones after a while."""
+    return parse_squeue(call("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", _SQUEUE_FORMAT))
 
 
 def parse_squeue(text: str) -> dict[str, Entry]:
-    """Lines of id|state|node|time|reason."""
+    """Read lines of id|state|node|time|reason."""
     found: dict[str, Entry] = {}
     for line in text.splitlines():
         parts = line.strip().split("|", 4)
@@ -93,27 +141,26 @@ def parse_squeue(text: str) -> dict[str, Entry]:
             continue
         ids, state, node, time, reason = (part.strip() for part in parts)
         for one in expand(ids):
-            found[one] = Entry(one, _word(state), node, "" if reason == "None" else reason, duration(time))
+            found[one] = Entry(one, _state_name(state), node, "" if reason == "None" else reason, duration(time))
     return found
 
 
 def accounted(jobs: Iterable[str]) -> dict[str, Entry]:
-    """What accounting says of these jobs and all their elements; nothing where the site keeps none."""
+    """These jobs and all their array elements as accounting shows them; empty on a site without accounting."""
     ids = sorted({job.partition("_")[0] for job in jobs})
     found: dict[str, Entry] = {}
-    for start in range(0, len(ids), _IDS_A_CALL):
-        some = ",".join(ids[start : start + _IDS_A_CALL])
+    for start in range(0, len(ids), _IDS_PER_CALL):
+        some = ",".join(ids[start : start + _IDS_PER_CALL])
         try:
-            found |= parse_sacct(
-                call(["sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList,ElapsedRaw,Reason", "-j", some])
-            )
+            text = call("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList,ElapsedRaw,Reason", "-j", some)
+            found |= parse_sacct(text)
         except QueueError:
             return {}
     return found
 
 
 def parse_sacct(text: str) -> dict[str, Entry]:
-    """Lines of id|state|node|seconds|reason; steps are passed over, of a requeued job the last line counts."""
+    """Read lines of id|state|node|seconds|reason. Job steps are ignored; a requeued job's last line counts."""
     found: dict[str, Entry] = {}
     for line in text.splitlines():
         parts = line.strip().split("|", 4)
@@ -123,7 +170,7 @@ def parse_sacct(text: str) -> dict[str, Entry]:
         for one in expand(ids):
             found[one] = Entry(
                 one,
-                _word(state),
+                _state_name(state),
                 "" if node == "None assigned" else node,
                 "" if reason == "None" else reason,
                 int(elapsed) if elapsed.isdigit() else None,
@@ -132,7 +179,7 @@ def parse_sacct(text: str) -> dict[str, Entry]:
 
 
 def expand(text: str) -> list[str]:
-    """Ids of what Slurm calls 15, 15_3 or 15_[0-3,7%2], 15_[0-8:4]; of 15+1 (heterogeneous) or nonsense, none."""
+    """The ids in 15, 15_3, 15_[0-3,7%2] or 15_[0-8:4]; none for 15+1 (a heterogeneous job) and other text."""
     if re.fullmatch(r"\d+(_\d+)?", text):
         return [text]
     match = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", text)
@@ -148,7 +195,7 @@ def expand(text: str) -> list[str]:
 
 
 def duration(text: str) -> int | None:
-    """Seconds of [days-]hours:minutes:seconds or minutes:seconds; None of INVALID and the like."""
+    """Seconds in [days-]hours:minutes:seconds or minutes:seconds; None for other text, e.g. INVALID."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if not match:
         return None
@@ -157,23 +204,23 @@ def duration(text: str) -> int | None:
 
 
 def still_wanted(job: str) -> bool:
-    """The controller takes this job for running: it was neither cancelled nor requeued, only told to stop."""
+    """Is the job running for the controller? Not if it was cancelled or requeued; so if it only got a signal."""
     try:
-        entry = parse_squeue(call(["squeue", "-h", "-r", "-j", job, "-o", "%i|%T|%N|%M|%r"])).get(job)
+        entry = parse_squeue(call("squeue", "-h", "-r", "-j", job, "-o", _SQUEUE_FORMAT)).get(job)
     except QueueError:
         return False
     return entry is not None and entry.state == "RUNNING"
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel them; ids that have ended are fine."""
-    for start in range(0, len(jobs), _IDS_A_CALL):
-        call(["scancel", *jobs[start : start + _IDS_A_CALL]])
+    """Cancel the jobs; those that have ended already are ignored."""
+    for start in range(0, len(jobs), _IDS_PER_CALL):
+        call("scancel", *jobs[start : start + _IDS_PER_CALL])
 
 
 def settings() -> dict[str, str]:
-    """`scontrol show config` as pairs."""
-    return parse_settings(call(["scontrol", "show", "config"]))
+    """The cluster's settings, from `scontrol show config`."""
+    return parse_settings(call("scontrol", "show", "config"))
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -182,18 +229,18 @@ def parse_settings(text: str) -> dict[str, str]:
 
 
 def max_array_size() -> int:
-    """How many elements an array may have: indices go from 0 to MaxArraySize - 1.
+    """How many elements a job array may have: their indices are 0 to MaxArraySize - 1.
 
     Raises:
-        UserError: the site allows no arrays.
+        UserError: the site does not allow job arrays.
     """
     size = int(settings().get("MaxArraySize", "1001"))
     if size < 2:
-        raise UserError(f"MaxArraySize is {size}: this cluster takes no job arrays", where="slurm.conf")
+        raise UserError(f"MaxArraySize is {size}: this cluster does not allow job arrays", where="slurm.conf")
     return size
 
 
-def _word(state: str) -> str:
-    """CANCELLED by 1000 and CANCELLED+ are CANCELLED."""
+def _state_name(state: str) -> str:
+    """CANCELLED for `CANCELLED by 1000` and `CANCELLED+`."""
     words = state.split()
     return words[0].rstrip("+").upper() if words else "UNKNOWN"

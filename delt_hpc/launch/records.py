@@ -1,7 +1,7 @@
-"""What was submitted and what tasks say of themselves: small files in the run folder, below launch/.
+"""What was submitted, and what tasks have reported: small files in the run folder, below launch/.
 
-launch/jobs/<stamp>-<job>.json     one a submission: profile, executor, job id, its tasks in the array's order
-launch/tasks/<stage>-<unit>.jsonl  one line an event: started, done, stopped, failed, cancelled
+launch/jobs/<time>-<job>.json      one per submission: executor, profile, job id, and its tasks in the array's order
+launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, cancelled
 launch/work/                       submitit's pickles
 """
 
@@ -25,7 +25,7 @@ from delt_hpc.training.trial import Trial
 
 
 class LaunchFolder:
-    """Paths of launch/. Holds no state but the root."""
+    """Paths below launch/."""
 
     def __init__(self, run: RunFolder) -> None:
         self.root = run.root.absolute() / "launch"
@@ -38,12 +38,15 @@ class LaunchFolder:
 
 @dataclass(frozen=True)
 class Submission:
-    """Tasks that went to an executor together.
+    """Tasks that were started together: a Slurm job, a job array, or a process of this machine.
 
     Attributes:
-        job: Slurm's id, or a process's of this host.
-        array: job's elements are the tasks, `<job>_0` the first.
-        classes: of the data set, as planned.
+        executor: `slurm` or `local`.
+        cluster: the profile, as the user named it.
+        host: where `submit` ran.
+        job: Slurm's job id, or a process id on `host`.
+        array: the tasks are elements of a job array; the first is `<job>_0`.
+        classes: number of classes of the data set, as known at submission.
     """
 
     executor: str
@@ -57,12 +60,13 @@ class Submission:
     classes: int
 
     def id_of(self, position: int) -> str:
+        """The job id of the task at that position."""
         return f"{self.job}_{position}" if self.array else self.job
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a task, told by the process that worked on it."""
+    """Something that happened to a task, as reported by the process that worked on it."""
 
     event: str
     time: str
@@ -77,30 +81,40 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def write_submission(folder: LaunchFolder, entry: Submission) -> None:
-    tasks = [_plain(task) for task in entry.tasks]
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    write_json(folder.jobs / f"{stamp}-{entry.job}.json", {**vars(entry), "tasks": tasks})
+def record_submission(
+    folder: LaunchFolder, executor: str, cluster: str, job: str, tasks: tuple[Task, ...], classes: int
+) -> None:
+    """Record tasks that were started together, now and from this host."""
+    submission = Submission(
+        executor, cluster, platform.node(), now(), job, len(tasks) > 1, tasks[0].stage, tasks, classes
+    )
+    write_submission(folder, submission)
+
+
+def write_submission(folder: LaunchFolder, submission: Submission) -> None:
+    tasks = [_task_to_json(task) for task in submission.tasks]
+    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    write_json(folder.jobs / f"{time}-{submission.job}.json", {**vars(submission), "tasks": tasks})
 
 
 def submissions(folder: LaunchFolder) -> list[Submission]:
-    """All, oldest first."""
+    """All submissions of the run, oldest first."""
     found = []
     for path in sorted(folder.jobs.glob("*.json")):
         content = read_json(path)
-        found.append(Submission(**{**content, "tasks": tuple(_task(t) for t in content["tasks"])}))
+        tasks = tuple(_task_from_json(task) for task in content["tasks"])
+        found.append(Submission(**{**content, "tasks": tasks}))
     return found
 
 
-def tell(folder: LaunchFolder, task: Task, event: Event) -> None:
-    """Append the event to the task's file."""
+def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:
     folder.tasks.mkdir(parents=True, exist_ok=True)
     with (folder.tasks / f"{task.name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(vars(event)) + "\n")
 
 
 def events(folder: LaunchFolder, task: Task) -> list[Event]:
-    """All of a task, oldest first; half a line of a killed process is passed over."""
+    """All events of a task, oldest first. Incomplete lines of killed processes are skipped."""
     try:
         lines = (folder.tasks / f"{task.name}.jsonl").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -114,41 +128,43 @@ def events(folder: LaunchFolder, task: Task) -> list[Event]:
     return found
 
 
-def event(kind: str, job: str, restart: int, message: str = "") -> Event:
-    """One of this process; in a Slurm job, the host is the node by Slurm's name."""
+def new_event(kind: str, job: str, restart: int, message: str = "") -> Event:
+    """An event of this process, now. In a Slurm job the host is Slurm's name of the node."""
     slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
     host = os.environ.get("SLURMD_NODENAME", platform.node()) if slurm else platform.node()
     return Event(kind, now(), job, restart, host, os.getpid(), message)
 
 
 def log_of(run: RunFolder, task: Task, job: str, restart: int) -> Path:
-    """Where a task writes in that turn of that job."""
+    """The log file of a task: a new one for each job and restart."""
     return run.logs / f"{task.name}.{job}.r{restart}.log"
 
 
 @contextmanager
 def exclusive(folder: LaunchFolder) -> Iterator[None]:
-    """One submission of a run at a time, on this host and wherever the file system knows locks.
+    """Hold the run's submission lock, on file systems that support locks.
 
     Raises:
-        UserError: another one is under way.
+        UserError: another submission holds it.
     """
     folder.root.mkdir(parents=True, exist_ok=True)
     with folder.lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another submission of this run is under way", where=str(folder.root)) from None
+            raise UserError(
+                "another submission of this run is in progress", where=str(folder.root), remedy="wait until it ends"
+            ) from None
         except OSError:
-            pass  # no locks on this file system
+            pass  # this file system does not support locks
         yield
 
 
-def _plain(task: Task) -> dict[str, Any]:
+def _task_to_json(task: Task) -> dict[str, Any]:
     classes = [task.classes.first, task.classes.last] if task.classes else None
     return {"stage": task.stage, "classes": classes, "trial": vars(task.trial) if task.trial else None}
 
 
-def _task(content: dict[str, Any]) -> Task:
+def _task_from_json(content: dict[str, Any]) -> Task:
     trial, classes = content["trial"], content["classes"]
     return Task(content["stage"], ClassRange(*classes) if classes else None, Trial(**trial) if trial else None)

@@ -1,35 +1,41 @@
-"""The sbatch script of a job. One pure function of the job and the profile; what Slurm gets is just this text."""
+"""The sbatch script of a job: a pure function of the job and the profile. Slurm gets exactly this text.
+
+`python -m delt_hpc.launch.script >slurm/stage.sbatch` writes the script for use without the launcher.
+"""
 
 import shlex
+import sys
 from dataclasses import dataclass
 
 from delt_hpc.config.schema import Stage
-from delt_hpc.launch.profile import Profile, Resources, handed_in, pyxis_arguments
+from delt_hpc.launch import profile as profiles
+from delt_hpc.launch.profile import Apptainer, Profile, Pyxis, Resources
+from delt_hpc.run.stop import EXIT_CODE
 
-# A task in a container asks for its requeueing by this file; the script, which runs on the host, does it.
+# Suffix of the file by which a task in a container requests its requeueing; the script, on the host, does it.
 REQUEST = "requeue"
-# What a run's tasks start from, so that not each of them compiles everything anew.
+# Folder in the run folder with compiled kernels, from which tasks start.
 COMPILED = "compile-cache"
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a script says beside the profile.
+    """The parts of a script that do not come from the profile.
 
     Attributes:
-        title: first comment, one line each.
-        name: the job's.
+        title: comment at the top, one line each.
+        name: of the job.
         command: shell text that srun starts.
-        signal: what Slurm sends to the command before the time limit.
-        output: pattern of the file that takes what the script writes.
-        workdir: folder the job works in; empty: where sbatch is called.
-        array: number of elements; None for a job without elements.
-        parallel: elements that run at a time.
-        after: ids of jobs that must have ended, however they did.
-        folders: what the work reads and writes, to be shown inside a container.
-        before: first lines of shell.
-        compiled: shell text, the folder of kernels that were compiled before; it need not exist.
-        after_command: lines of shell that find its exit code in `rc`.
+        signal: the signal that Slurm sends to the command before the time limit.
+        output: file name pattern for the output of the script itself.
+        workdir: working folder; empty for the folder in which sbatch is called.
+        array: number of elements of the job array; None for a single job.
+        parallel: elements that run at the same time, at most.
+        after: ids of jobs that must have ended first, successful or not.
+        folders: folders that the task reads and writes, to be mounted in a container.
+        before: first shell lines.
+        compiled: shell text: the folder of kernels compiled earlier, which need not exist.
+        after_command: shell lines after the command; its exit code is in `rc`.
     """
 
     stage: Stage
@@ -49,61 +55,136 @@ class Script:
 
 
 def text(script: Script, profile: Profile) -> str:
-    """The script as sbatch takes it."""
-    wanted = profile.resources(script.stage)
-    options = [*_identity(script, profile, wanted), *_resources(wanted), *_life(script, profile), *wanted.sbatch]
+    """The script."""
+    resources = profile.resources(script.stage)
+    options = [*_job_options(script, profile, resources), *_resources(resources), *_limits(script, profile)]
     blocks = [
         ["#!/bin/bash", *(f"# {line}".rstrip() for line in script.title)],
-        [f"#SBATCH {option}" for option in options],
+        [f"#SBATCH {option}" for option in (*options, *resources.sbatch)],
         list(script.before),
         list(profile.setup),
         _caches(script, profile),
         [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()],
-        _into_image(profile),
-        [
-            *_work(f"{_srun(script, profile, wanted)} {script.command}", script, profile),
-            *script.after_command,
-            "exit $rc",
-        ],
+        _apptainer_variables(profile),
+        [*_run_command(script, profile, resources), *script.after_command, "exit $rc"],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
+def interpreter(profile: Profile, folders: tuple[str, ...], workdir: str, default: str) -> str:
+    """Shell text that starts Python; `default` is used if neither the profile nor an image determines it."""
+    python = profile.python or ("python" if profile.in_container else shlex.quote(default))
+    if profile.apptainer:
+        # The process in the image writes its id to a file: the script sends signals to it alone.
+        write_pid = """sh -c 'echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
+        return f"{shlex.join(_apptainer(profile.apptainer, folders, workdir))} {write_pid} {python}"
+    return python
+
+
+def requeue_on_request(folder: str) -> tuple[str, ...]:
+    """Shell lines that requeue the job if its task has left a request in `folder`."""
+    return (
+        _ARRAY_ID,
+        f"request={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}.{REQUEST}",
+        'if [ -e "$request" ]; then rm -f "$request"; scontrol requeue "${id:-$SLURM_JOB_ID}"; fi',
+    )
+
+
+def request_program(folder: str) -> str:
+    """A program that takes the place of scontrol in a container: it leaves the request."""
+    return "#!/bin/sh\n# scontrol requeue ID, in a container: asks the script outside to do it.\n" + (
+        f': >{shlex.quote(folder)}/"$2".{REQUEST}\n'
+    )
+
+
+def stage_script() -> str:
+    """The content of slurm/stage.sbatch: any stage, without the launcher."""
+    return text(
+        Script(
+            stage="recover",
+            title=_STAGE_TITLE,
+            name="delt-hpc",
+            command='delt-hpc "$stage" "$config" --run "$run" "${part[@]}" --quiet',
+            signal="TERM",
+            output="%x-%j.out",
+            before=_STAGE_ARGUMENTS,
+            compiled=f'"$run/{COMPILED}"',
+            after_command=(
+                "# This exit code means: stopped with the state saved. Requeued, the job resumes.",
+                _ARRAY_ID,
+                f'if [ $rc -eq {EXIT_CODE} ]; then scontrol requeue "${{id:-$SLURM_JOB_ID}}"; fi',
+            ),
+        ),
+        profiles.load("generic-gpu"),
+    )
+
+
+_ARRAY_ID = "id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
+
+_STAGE_TITLE = (
+    "One stage of a run, without the launcher:",
+    "",
+    "    sbatch [OPTIONS] slurm/stage.sbatch STAGE CONFIG RUN",
+    "    sbatch --array=0-24%16 slurm/stage.sbatch recover CONFIG RUN CLASSES EACH",
+    "    sbatch --array=0-5 slurm/stage.sbatch evaluate CONFIG RUN TRIAL...",
+    "",
+    "CONFIG is a recipe's name or a YAML file, RUN the run folder on a file system that nodes share.",
+    "rank and recover: CLASSES is the number of classes of the data set, EACH the number of classes of one task. For",
+    "recover EACH is a multiple of recover.batch_size // select.ipc. evaluate: one trial for each task, e.g.",
+    "resnet18-{3407,4663,2897}-{distilled,random}-soft. Options of sbatch override the lines below, e.g. --time=1440",
+    "for squeeze, --gpus-per-node=0 for select and aggregate. --dependency=afterok:JOB runs one stage after another.",
+    "Before the time limit a task saves its state, is requeued and resumes.",
+)
+_STAGE_ARGUMENTS = (
+    "stage=$1 config=$2 run=$3 part=() task=${SLURM_ARRAY_TASK_ID:-0}",
+    "case $stage in",
+    "    rank | recover)",
+    "        classes=$4 each=$5",
+    "        first=$((task * each)) last=$((task * each + each - 1))",
+    '        part=(--classes "$first-$((last < classes ? last : classes - 1))")',
+    "        ;;",
+    "    evaluate)",
+    '        trials=("${@:4}")',
+    '        part=(--trial "${trials[task]}")',
+    "        ;;",
+    "esac",
+)
+
+
 def _option(name: str, value: object) -> str:
-    """As sbatch reads it: a quoted value may hold blanks."""
     return f"--{name}={shlex.quote(str(value))}"
 
 
-def _identity(script: Script, profile: Profile, wanted: Resources) -> list[str]:
+def _job_options(script: Script, profile: Profile, resources: Resources) -> list[str]:
     given = {
         "job-name": script.name,
-        "partition": wanted.partition,
-        "account": wanted.account,
-        "qos": wanted.qos,
-        "constraint": wanted.constraint,
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
         "wckey": profile.wckey,
     }
     return [_option(name, value) for name, value in given.items() if value is not None]
 
 
-def _resources(wanted: Resources) -> list[str]:
-    options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={wanted.cpus}"]
-    if wanted.memory_gib:
-        options.append(f"--mem={wanted.memory_gib}G")
-    if wanted.gpus:
-        kind = [wanted.gpu_type] if wanted.gpu_type else []
-        parts = ["gpu", *kind] if wanted.gpu_flag == "gres" else kind
-        options.append(_option(wanted.gpu_flag, ":".join([*parts, str(wanted.gpus)])))
-    return [*options, f"--time={wanted.minutes}"]
+def _resources(resources: Resources) -> list[str]:
+    options = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={resources.cpus}"]
+    if resources.memory_gib:
+        options.append(f"--mem={resources.memory_gib}G")
+    if resources.gpus:
+        gpu_type = [resources.gpu_type] if resources.gpu_type else []
+        parts = ["gpu", *gpu_type] if resources.gpu_flag == "gres" else gpu_type
+        options.append(_option(resources.gpu_flag, ":".join([*parts, str(resources.gpus)])))
+    return [*options, f"--time={resources.minutes}"]
 
 
-def _life(script: Script, profile: Profile) -> list[str]:
+def _limits(script: Script, profile: Profile) -> list[str]:
     to_script = "B:" if profile.apptainer else ""
     options = [f"--signal={to_script}{script.signal}@{profile.signal_seconds}", "--requeue"]
     if script.array is not None:
         options.append(f"--array=0-{script.array - 1}%{script.parallel}")
     if script.after:
-        # Whatever became of them: the task itself checks that what it needs is there.
+        # afterany: after a failed afterok job this one would wait for ever. The task checks its inputs itself.
         options.append(f"--dependency=afterany:{':'.join(script.after)}")
     if script.workdir:
         options.append(_option("chdir", script.workdir))
@@ -111,9 +192,9 @@ def _life(script: Script, profile: Profile) -> list[str]:
 
 
 def _caches(script: Script, profile: Profile) -> list[str]:
-    """Caches of compiled kernels, a task's own and on the node's own disk: shared over a network they break."""
+    """Each task has caches of its own on a local disk: compilers fail on caches shared over a network."""
     lines = [
-        "# Kernels compiled here: on the node's own disk, gone with the task.",
+        "# Caches of compiled kernels: on a local disk of the node, deleted with the task.",
         f'scratch=$(mktemp -d "{profile.scratch}/delt-hpc-$SLURM_JOB_ID.XXXXXX") || exit 1',
         """trap 'rm -rf "$scratch"' EXIT""",
         'export TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"',
@@ -125,47 +206,53 @@ def _caches(script: Script, profile: Profile) -> list[str]:
     return lines
 
 
-def _into_image(profile: Profile) -> list[str]:
-    """Apptainer lets an image's own variables win over the host's of the same name, but not over these."""
+def _passed_variables(profile: Profile) -> tuple[str, ...]:
+    """Variables that must override those of the same name in an image."""
+    return ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", *profile.environment)
+
+
+def _apptainer_variables(profile: Profile) -> list[str]:
+    """An image's own variables override the host's, except those with this prefix."""
     if not profile.apptainer:
         return []
-    return [f'export APPTAINERENV_{name}="${name}"' for name in handed_in(profile)]
+    return [f'export APPTAINERENV_{name}="${name}"' for name in _passed_variables(profile)]
 
 
-def _work(command: str, script: Script, profile: Profile) -> list[str]:
-    """Lines that do the work and find its exit code."""
-    if not profile.apptainer:
-        return [command, "rc=$?"]
+def _apptainer(container: Apptainer, folders: tuple[str, ...], workdir: str) -> list[str]:
+    """`apptainer exec ... IMAGE`, with `folders` mounted under the same paths."""
+    binds = [part for bind in (*dict.fromkeys(folders), *container.binds) for part in ("--bind", bind)]
+    return ["apptainer", "exec", *container.options, *binds, "--pwd", workdir, container.image]
+
+
+def _pyxis(container: Pyxis, folders: tuple[str, ...], workdir: str, variables: tuple[str, ...]) -> list[str]:
+    """srun's arguments for the image, as shell text; `folders` and $scratch are mounted under the same paths."""
+    mounts = [*(f"{folder}:{folder}" for folder in dict.fromkeys(folders)), *container.mounts]
     return [
-        "# The work alone is told to stop: the signal would end Apptainer's process that serves the image's files.",
+        shlex.quote(f"--container-image={container.image}"),
+        shlex.quote(f"--container-mounts={','.join(mounts)}") + ',"$scratch:$scratch"',
+        shlex.quote(f"--container-workdir={workdir}"),
+        f"--container-env={','.join(variables)}",
+    ]
+
+
+def _run_command(script: Script, profile: Profile, resources: Resources) -> list[str]:
+    """Run the command and keep its exit code in `rc`. srun does not inherit --cpus-per-task by itself."""
+    container: list[str] = []
+    if profile.pyxis:
+        container = _pyxis(profile.pyxis, script.folders, script.workdir, _passed_variables(profile))
+    arguments = [*container, *map(shlex.quote, resources.srun)]
+    srun = ["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *arguments, script.command]
+    if not profile.apptainer:
+        return [" ".join(srun), "rc=$?"]
+    return [
+        "# Pass the signal to Python only: it would end the Apptainer process that serves the image's files.",
         f"""trap '[ ! -s "$scratch/pid" ] || kill -{script.signal} "$(cat "$scratch/pid")"' {script.signal}""",
-        f"{command} &",
+        f"{' '.join(srun)} &",
         "while kill -0 $! 2>/dev/null; do wait $!; done",
         "wait $!",
         "rc=$?",
     ]
 
 
-def _srun(script: Script, profile: Profile, wanted: Resources) -> str:
-    """srun does not inherit the CPUs of a task by itself."""
-    container: list[str] = []
-    if profile.pyxis:
-        container = pyxis_arguments(profile.pyxis, script.folders, script.workdir, handed_in(profile))
-    more = [shlex.quote(argument) for argument in wanted.srun]
-    return " ".join(["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *container, *more])
-
-
-def requeue_on_request(folder: str) -> tuple[str, ...]:
-    """Lines that requeue the job where its work has asked for it by a file in `folder`."""
-    return (
-        "id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
-        f"request={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}.{REQUEST}",
-        'if [ -e "$request" ]; then rm -f "$request"; scontrol requeue "${id:-$SLURM_JOB_ID}"; fi',
-    )
-
-
-def request_program(folder: str) -> str:
-    """What stands in for scontrol inside a container: it leaves the request."""
-    return "#!/bin/sh\n# scontrol requeue ID, for a container: asks the script outside to do it.\n" + (
-        f': >{shlex.quote(folder)}/"$2".{REQUEST}\n'
-    )
+if __name__ == "__main__":
+    sys.stdout.write(stage_script())

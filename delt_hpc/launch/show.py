@@ -1,4 +1,4 @@
-"""Plans and states as text and as JSON."""
+"""Plans, states and findings as text and as JSON."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from delt_hpc.config.schema import Stage
+from delt_hpc.launch.environment import Finding
 from delt_hpc.launch.estimate import Disk
 from delt_hpc.launch.estimate import Row as PlanRow
 from delt_hpc.launch.status import Row, State
 
-MOST_ROWS = 20  # of one stage and state that are shown one by one
+MOST_ROWS = 20  # tasks of the same stage and state; more are shown as one line
 _COLOURS: dict[State, str] = {
     "done": "green",
     "running": "cyan",
@@ -25,7 +26,7 @@ _COLOURS: dict[State, str] = {
 
 
 def plan(console: Console, rows: Sequence[PlanRow], disk: Disk | None, slots: int | None) -> None:
-    """The table of what is missing, its cost, and where the figures come from."""
+    """Print the missing tasks, their estimated cost, and where the measurements come from."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("stage", "ranges"):
         table.add_column(name, no_wrap=True)
@@ -70,7 +71,7 @@ def plan_json(rows: Iterable[PlanRow], disk: Disk | None) -> dict[str, Any]:
 
 
 def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
-    """One line a task; many that are alike in one line, and whole stages that are finished."""
+    """A table with one line for each task. Finished stages, and many tasks in the same state, are one line."""
     table = Table(box=None, pad_edge=False, header_style="bold", caption=summary(rows), caption_justify="left")
     for name in ("stage", "range", "state", "job", "node"):
         table.add_column(name, no_wrap=True)
@@ -78,20 +79,20 @@ def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for stage in dict.fromkeys(row.task.stage for row in rows):
-        mine = [row for row in rows if row.task.stage == stage]
-        if len(mine) > 1 and all(row.state == "done" for row in mine):
-            total = f"{sum(row.done for row in mine)}/{sum(row.asked for row in mine)}"
-            again = str(sum(row.restarts for row in mine))
-            table.add_row(stage, f"{len(mine)} tasks", "[green]done[/]", "", "", again, "", total, "", "")
+        of_stage = [row for row in rows if row.task.stage == stage]
+        if len(of_stage) > 1 and all(row.state == "done" for row in of_stage):
+            total = f"{sum(row.done for row in of_stage)}/{sum(row.total for row in of_stage)}"
+            restarts = str(sum(row.restarts for row in of_stage))
+            table.add_row(stage, f"{len(of_stage)} tasks", "[green]done[/]", "", "", restarts, "", total, "", "")
             continue
-        several: list[State] = ["done", "pending", "missing"]
-        alike = [state for state in several if sum(row.state == state for row in mine) > MOST_ROWS]
-        for state in alike:
-            same = [row for row in mine if row.state == state]
-            total = f"{sum(row.done for row in same)}/{sum(row.asked for row in same)}"
+        quiet: list[State] = ["done", "pending", "missing"]
+        collapsed = [state for state in quiet if sum(row.state == state for row in of_stage) > MOST_ROWS]
+        for state in collapsed:
+            same = [row for row in of_stage if row.state == state]
+            total = f"{sum(row.done for row in same)}/{sum(row.total for row in same)}"
             table.add_row(stage, f"{len(same)} tasks", f"[{_COLOURS[state]}]{state}[/]", "", "", "", "", total, "", "")
-        for row in mine:
-            if row.state in alike:
+        for row in of_stage:
+            if row.state in collapsed:
                 continue
             left = duration(int(eta[stage])) if stage in eta and row.state == "running" else ""
             table.add_row(
@@ -102,14 +103,27 @@ def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
                 row.node,
                 str(row.restarts) if row.job else "",
                 "" if row.seconds is None else duration(row.seconds),
-                f"{row.done}/{row.asked}",
+                f"{row.done}/{row.total}",
                 left,
-                row.word.replace("[", "\\["),
+                row.message.replace("[", "\\["),
             )
     if problem:
         table.title = f"[magenta]Slurm does not answer: {problem}[/]"
         table.title_justify = "left"
     return table
+
+
+def findings(console: Console, found: Iterable[Finding]) -> bool:
+    """Print the lines of `doctor` as they come; True if one is an error."""
+    failed = False
+    for finding in found:
+        colour = {"OK": "green", "warning": "yellow", "error": "red"}[finding.level]
+        console.print(f"[{colour}]{finding.level:7}[/] ", end="")
+        console.print(finding.text, highlight=False, markup=False)
+        if finding.remedy:
+            console.print(f"        {finding.remedy}", highlight=False, markup=False)
+        failed = failed or finding.level == "error"
+    return failed
 
 
 def summary(rows: Iterable[Row]) -> str:
@@ -129,14 +143,14 @@ def status_json(rows: Sequence[Row], eta: dict[Stage, float], problem: str, code
                 "unit": row.task.unit,
                 "classes": [row.task.classes.first, row.task.classes.last] if row.task.classes else None,
                 "state": row.state,
-                "word": row.word,
+                "message": row.message,
                 "executor": row.executor,
                 "job": row.job,
                 "node": row.node,
                 "restarts": row.restarts,
                 "elapsed_seconds": row.seconds,
                 "done": row.done,
-                "asked": row.asked,
+                "total": row.total,
                 "log": str(row.log) if row.log else None,
                 "stuck": row.stuck,
             }

@@ -1,4 +1,4 @@
-"""What became of every task: the run's own markers first, then the queue, then accounting, then what tasks told."""
+"""The state of every task: from the run's markers first, then the queue, accounting, and the events of the tasks."""
 
 import platform
 from collections.abc import Iterable, Sequence
@@ -20,43 +20,43 @@ from delt_hpc.run.folder import RunFolder
 State = Literal["done", "running", "pending", "failed", "lost", "unknown", "missing"]
 LIVE: tuple[State, ...] = ("running", "pending", "unknown")
 
-# Exit codes of `status`, and of `submit` where it waits for its tasks.
+# Exit codes of `status`, and of `submit --cluster local`, which waits for its tasks.
 ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
-_LOCAL = {"local": "submitit.local._local", "inline": "delt"}
+_LOCAL_PROGRAM = b"submitit.local._local"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A task as it stands.
+    """A task and its state.
 
     Attributes:
-        task: what of the submitted task is still its own: a later submission may have taken some of it over.
-        word: Slurm's word and reason, or what the task said when it failed.
-        job: Slurm's id, or a process's; empty where nothing was submitted.
-        seconds: of the present turn, or of the last one.
-        done, asked: images of recover, classes of rank, else tasks.
-        stuck: waits for something that does not come by itself.
-        submitted: the task as it was submitted, under which its events are told.
+        task: the submitted task, without classes that a later submission has taken over.
+        message: Slurm's state and reason, or the task's own message when it failed.
+        job: Slurm's job id or a process id; empty if nothing was submitted.
+        seconds: run time since the last start.
+        done, total: images of recover, classes of rank, for other stages tasks.
+        stuck: waits for something that will not happen by itself.
+        submitted: the task as it was submitted; its events are recorded under this name.
     """
 
     task: Task
     state: State
-    word: str = ""
+    message: str = ""
     executor: str = ""
     job: str = ""
     node: str = ""
     restarts: int = 0
     seconds: int | None = None
     done: int = 0
-    asked: int = 1
+    total: int = 1
     log: Path | None = None
     stuck: bool = False
     submitted: Task | None = None
 
 
 @dataclass(frozen=True)
-class _Owned:
-    """The last submission of a task, and the task as it was submitted."""
+class _Owner:
+    """The last submission of a task, and the task's position in it."""
 
     submission: Submission
     position: int
@@ -70,19 +70,19 @@ class _Owned:
         return self.submission.id_of(self.position)
 
 
-def look(config: Config, run: RunFolder, classes: int) -> tuple[list[Row], str]:
-    """All tasks of the run, in the order of the stages; and why Slurm could not be asked, if so."""
+def read(config: Config, run: RunFolder, classes: int) -> tuple[list[Row], str]:
+    """All tasks of the run in pipeline order, and the error of Slurm, empty if it answered."""
     folder, markers = LaunchFolder(run), Markers(config, run, classes)
     owned = _owners(config, records.submissions(folder))
     groups = [group for stage in config.stages for group in _groups(config, markers, stage, classes, owned)]
-    open_ = [owner for tasks, owner in groups if owner and not all(markers.done(t) for t in tasks)]
-    queued, problem = _ask([owner.job for owner in open_ if owner.submission.executor == "slurm"])
+    unfinished = [owner for tasks, owner in groups if owner and not all(markers.done(t) for t in tasks)]
+    queued, problem = _query_slurm([owner.job for owner in unfinished if owner.submission.executor == "slurm"])
     rows = [_row(run, folder, markers, tasks, owner, queued, problem) for tasks, owner in groups]
     return rows, problem
 
 
 def exit_code(rows: Sequence[Row], problem: str = "") -> int:
-    """0 all done; 3 some run or wait; 4 some failed or are lost; 5 some never submitted; 7 Slurm does not answer."""
+    """0: all done; 3: some run or wait; 4: some failed or lost; 5: some not submitted; 7: Slurm does not answer."""
     states = {row.state for row in rows}
     if states <= {"done"}:
         return ALL_DONE
@@ -93,26 +93,26 @@ def exit_code(rows: Sequence[Row], problem: str = "") -> int:
     return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED
 
 
-def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Owned]:
-    """The smallest tasks, each with the last submission of it."""
-    found: dict[Task, _Owned] = {}
+def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Owner]:
+    """The last submission of each of the smallest tasks."""
+    found: dict[Task, _Owner] = {}
     block = block_size(config.select.ipc, config.recover)
     for submission in submissions:
         for position, task in enumerate(submission.tasks):
             if not task.classes:
-                found[task] = _Owned(submission, position)
+                found[task] = _Owner(submission, position)
                 continue
             for start in task.classes.indices[::block]:
                 part = ClassRange(start, min(start + block - 1, task.classes.last))
-                found[Task(task.stage, part)] = _Owned(submission, position)
+                found[Task(task.stage, part)] = _Owner(submission, position)
     return found
 
 
 def _groups(
-    config: Config, markers: Markers, stage: Stage, classes: int, owned: dict[Task, _Owned]
-) -> list[tuple[list[Task], _Owned | None]]:
-    """The smallest tasks of a stage, neighbours together that belong together."""
-    groups: list[tuple[list[Task], _Owned | None]] = []
+    config: Config, markers: Markers, stage: Stage, classes: int, owned: dict[Task, _Owner]
+) -> list[tuple[list[Task], _Owner | None]]:
+    """The smallest tasks of a stage; neighbours of the same submission, or in the same state without one, together."""
+    groups: list[tuple[list[Task], _Owner | None]] = []
     for task in plan.whole(config, stage, classes):
         owner = owned.get(task)
         last = groups[-1] if groups else None
@@ -123,8 +123,8 @@ def _groups(
     return groups
 
 
-def _ask(jobs: Sequence[str]) -> tuple[dict[str, Entry], str]:
-    """What Slurm knows of the jobs; or why it does not say."""
+def _query_slurm(jobs: Sequence[str]) -> tuple[dict[str, Entry], str]:
+    """Slurm's entries of the jobs, and its error, empty if it answered."""
     if not jobs:
         return {}, ""
     try:
@@ -140,7 +140,7 @@ def _row(
     folder: LaunchFolder,
     markers: Markers,
     tasks: list[Task],
-    owner: _Owned | None,
+    owner: _Owner | None,
     queued: dict[str, Entry],
     problem: str,
 ) -> Row:
@@ -149,68 +149,71 @@ def _row(
     if first.classes and last.classes:
         task = Task(first.stage, ClassRange(first.classes.first, last.classes.last))
     finished = all(markers.done(t) for t in tasks)
-    done, asked = _progress(markers, task, finished)
+    done, total = _progress(markers, task, finished)
     if owner is None:
-        return Row(task, "done" if finished else "missing", done=done, asked=asked)
-    told = [event for event in records.events(folder, owner.task) if event.job == owner.job]
-    starts = [event for event in told if event.event == "started"]
+        return Row(task, "done" if finished else "missing", done=done, total=total)
+    events = [event for event in records.events(folder, owner.task) if event.job == owner.job]
+    starts = [event for event in events if event.event == "started"]
     entry = queued.get(owner.job)
     state: State
-    state, word = ("done", "") if finished else _state(owner, entry, told, problem)
-    clock = entry.seconds if entry and state in ("running", "failed") else None
-    seconds = _seconds(told, state) if clock is None else clock
+    state, message = ("done", "") if finished else _state(owner, entry, events, problem)
+    seconds = entry.seconds if entry and state in ("running", "failed") else None
+    if seconds is None:
+        seconds = _seconds(events, state)
     return Row(
         task,
         state,
-        word,
+        message,
         owner.submission.executor,
         owner.job,
         (starts[-1].host if starts else "") if not entry or not entry.node else entry.node,
         max(0, len(starts) - 1),
         seconds,
         done,
-        asked,
+        total,
         _log(run, owner.task, starts),
         bool(entry and not finished and entry.standing == "pending" and entry.reason in queue.STUCK),
         owner.task,
     )
 
 
-def _state(owner: _Owned, entry: Entry | None, told: list[Event], problem: str) -> tuple[State, str]:
-    """Of a task whose markers are not there."""
+def _state(owner: _Owner, entry: Entry | None, events: list[Event], problem: str) -> tuple[State, str]:
+    """State and message of a task whose results are not there."""
     if owner.submission.executor != "slurm":
-        return _process(owner.submission, told)
+        return _process_state(owner.submission, events)
     if entry and entry.live:
-        word = entry.state if not entry.reason or entry.standing == "running" else f"{entry.state} ({entry.reason})"
-        return ("pending" if entry.standing == "pending" else "running"), word
+        reason = f" ({entry.reason})" if entry.reason and entry.standing == "pending" else ""
+        return ("pending" if entry.standing == "pending" else "running"), entry.state + reason
     if problem:
         return "unknown", "Slurm does not answer"
-    said = _last_word(told)
+    message = _last_message(events)
     if entry:
-        said = said or ("its results are not there" if entry.standing == "completed" else "")
-        return "failed", f"{entry.state}: {said}" if said and said.upper() != entry.state else entry.state
-    return ("failed", said) if said else ("lost", "ended without a word" if told else "never started")
+        message = message or ("no results" if entry.standing == "completed" else "")
+        return "failed", f"{entry.state}: {message}" if message and message.upper() != entry.state else entry.state
+    return ("failed", message) if message else ("lost", "ended without a message" if events else "never started")
 
 
-def _last_word(told: list[Event]) -> str:
-    """What a task said when it ended badly."""
-    last = told[-1] if told else None
-    said = {"stopped": "stopped, state saved", "cancelled": "cancelled"}
-    return "" if last is None else last.message if last.event == "failed" else said.get(last.event, "")
+def _last_message(events: list[Event]) -> str:
+    """Why the task ended without its results, as far as it reported that."""
+    if not events:
+        return ""
+    if events[-1].event == "failed":
+        return events[-1].message
+    return {"stopped": "stopped; resumes when started again", "cancelled": "cancelled"}.get(events[-1].event, "")
 
 
-def _process(submission: Submission, told: list[Event]) -> tuple[State, str]:
-    """Of a task that a process of some host works on, or waits to work on."""
+def _process_state(submission: Submission, events: list[Event]) -> tuple[State, str]:
+    """State and message of a task of `--cluster local`."""
     if submission.host != platform.node():
-        return "unknown", f"a process of {submission.host}, not to be seen from here"
+        return "unknown", f"a process on {submission.host}; run `status` there"
     try:
-        alive = _LOCAL[submission.executor].encode() in Path(f"/proc/{submission.job}/cmdline").read_bytes()
+        alive = _LOCAL_PROGRAM in Path(f"/proc/{submission.job}/cmdline").read_bytes()
     except OSError:
         alive = False
     if alive:
         return "running", ""
-    said = _last_word(told)
-    return ("failed", said) if said else ("lost", "ended without a word")
+    message = _last_message(events)
+    return ("failed", message) if message else ("lost", "ended without a message")
 
 
 def _progress(markers: Markers, task: Task, finished: bool) -> tuple[int, int]:
@@ -219,12 +222,12 @@ def _progress(markers: Markers, task: Task, finished: bool) -> tuple[int, int]:
     return markers.classes_done(task) if task.stage == "rank" else (int(finished), 1)
 
 
-def _seconds(told: list[Event], state: State) -> int | None:
-    """From the last start to the last word, or to now."""
-    starts = [event for event in told if event.event == "started"]
+def _seconds(events: list[Event], state: State) -> int | None:
+    """Seconds from the last start to the last event, or until now for a running task."""
+    starts = [event for event in events if event.event == "started"]
     if not starts:
         return None
-    end = datetime.now(UTC) if state == "running" else datetime.fromisoformat(told[-1].time)
+    end = datetime.now(UTC) if state == "running" else datetime.fromisoformat(events[-1].time)
     return int((end - datetime.fromisoformat(starts[-1].time)).total_seconds())
 
 

@@ -1,244 +1,266 @@
-"""From what is missing to jobs: checks first, then Slurm by stages, each behind those whose results it reads."""
+"""Submitting and cancelling: the missing tasks, the checks, and one Slurm job or job array for each stage.
+
+Of submitit only the pickles and the program that runs them in a job are used. Its executor cannot make these scripts by
+its public parameters: it needs srun on this machine even for showing a script, quotes arguments of srun, so that
+shell variables are not expanded, and always runs the command in the foreground, where the script of an Apptainer job
+could not pass on signals.
+"""
 
 import os
 import platform
+import secrets
 import shlex
-import sys
+import signal
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
-from delt_hpc.config.schema import STAGES, Config, Stage, identity
+from delt_hpc.config.schema import STAGES, Stage, identity
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import plan, queue, records, status
-from delt_hpc.launch.executor import ScriptExecutor, SubmissionError, command, outside_any_job
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job
-from delt_hpc.launch.profile import Profile, interpreter
-from delt_hpc.launch.records import LaunchFolder, Submission
+from delt_hpc.launch.profile import Profile
+from delt_hpc.launch.records import LaunchFolder
+from delt_hpc.launch.request import Request
+from delt_hpc.launch.runner import TaskRunner
 from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
 from delt_hpc.launch.status import Row
-from delt_hpc.launch.work import Work
-from delt_hpc.run.folder import RunFolder, check_stamp, differences, stage_folders, stage_identity, write_text
+from delt_hpc.run.folder import check_stamp, differences, stage_folders, stage_identity, write_text
 
 
-@dataclass(frozen=True)
-class Order:
-    """What is asked for.
-
-    Attributes:
-        cluster: the profile as it was named.
-        classes: of the data set.
-        stages: only these.
-        only: only these class ranges, of rank and recover.
-    """
-
-    config: Config
-    run: RunFolder
-    profile: Profile
-    cluster: str
-    classes: int
-    stages: tuple[Stage, ...] | None = None
-    only: tuple[ClassRange, ...] = ()
-
-    @property
-    def folder(self) -> LaunchFolder:
-        return LaunchFolder(self.run)
-
-    @property
-    def root(self) -> Path:
-        return self.run.root.absolute()
+class SubmissionError(UserError):
+    """The submission is refused, by the checks here or by Slurm."""
 
 
-def missing(order: Order, max_array_size: int) -> list[Job]:
-    """The jobs of what the run lacks; nothing is looked at but its folder.
+def missing(request: Request, max_array_size: int) -> list[Job]:
+    """The jobs for all tasks whose results are not in the run folder.
 
     Raises:
-        UserError: a stage's input is neither finished nor among what is asked for.
+        UserError: a requested class range cuts a recovery batch.
     """
-    markers = Markers(order.config, order.run, order.classes)
-    done = {task for stage in order.config.stages for task in markers.done_tasks(stage)}
+    markers = Markers(request.config, request.run, request.classes)
+    done = {task for stage in request.config.stages for task in markers.done_tasks(stage)}
     return plan.jobs(
-        order.config,
-        order.profile,
-        order.classes,
+        request.config,
+        request.profile,
+        request.classes,
         done=done,
-        stages=order.stages,
-        only=order.only,
+        stages=request.stages,
+        only=request.only,
         max_array_size=max_array_size,
     )
 
 
-def refuse_what_cannot_be(order: Order, jobs: Sequence[Job], rows: Sequence[Row], problem: str) -> None:
-    """Live jobs own some of it, or something it needs is neither there nor on its way.
+def check_run_folder(request: Request) -> None:
+    """Refuse a run folder that another configuration made, or whose path Slurm cannot use.
 
     Raises:
-        SubmissionError: naming them.
+        UserError: saying which value differs.
+    """
+    if "%" in str(request.root):
+        raise UserError(
+            "Slurm cannot write logs to a path with `%`", where=str(request.root), remedy="give another folder (--run)"
+        )
+    if request.run.dataset.exists():
+        for stage, folder in stage_folders(request.run):
+            check_stamp(folder, stage_identity(request.config, stage, request.run))
+
+
+def check_conflicts(request: Request, jobs: Sequence[Job], rows: Sequence[Row], problem: str) -> None:
+    """Refuse tasks that live jobs work on already, and stages whose inputs are neither finished nor submitted.
+
+    Args:
+        rows: the status of the run.
+        problem: why the status of Slurm jobs is unknown; empty if it is known.
+
+    Raises:
+        SubmissionError: naming the tasks or stages.
     """
     if problem:
-        raise SubmissionError(
-            f"Slurm does not say which jobs of this run are live: {problem}", remedy="try again when it answers"
-        )
-    wanted = [task for job in jobs for task in job.tasks]
+        raise SubmissionError(f"cannot see which jobs of this run are live: {problem}", remedy="try again later")
     live = [row for row in rows if row.state in status.LIVE]
     if live:
-        _refuse_another_configuration(order)
-    owned = [row for row in live if any(row.task.overlaps(task) for task in wanted)]
-    if owned:
+        _check_same_configuration(request)
+    wanted = [task for job in jobs for task in job.tasks]
+    taken = [row for row in live if any(row.task.overlaps(task) for task in wanted)]
+    if taken:
+        lines = [f"{row.task.name}: {row.executor} {row.job} {row.message or row.state}" for row in taken[:20]]
+        if len(taken) > 20:
+            lines.append(f"... and {len(taken) - 20} more")
         raise SubmissionError(
-            "live jobs own it:\n    "
-            + "\n    ".join(f"{row.task.name}: {row.executor} {row.job} {row.word or row.state}" for row in owned[:20])
-            + (f"\n    ... and {len(owned) - 20} more" if len(owned) > 20 else ""),
-            where=str(order.run.root),
-            remedy="wait (`delt-hpc status`), `delt-hpc cancel` them, or ask for the rest (--stages, --classes)",
+            "live jobs work on it already:\n    " + "\n    ".join(lines),
+            where=str(request.run.root),
+            remedy="wait (`delt-hpc status`), `delt-hpc cancel` them, or submit the rest (--stages, --classes)",
         )
     coming = {job.stage for job in jobs} | {row.task.stage for row in live}
-    markers = Markers(order.config, order.run, order.classes)
+    markers = Markers(request.config, request.run, request.classes)
     for stage in dict.fromkeys(job.stage for job in jobs):
-        absent = [s for s in plan.upstream(order.config, stage) if s not in coming and not markers.finished(s)]
+        absent = [s for s in plan.upstream(request.config, stage) if s not in coming and not markers.finished(s)]
         if absent:
             raise SubmissionError(
-                f"{stage} needs {some(absent)}: neither finished nor submitted",
+                f"{stage} needs {some(absent)}, which is neither finished nor submitted",
                 where="--stages",
                 remedy="submit it too, or leave out --stages and --classes",
             )
 
 
-def _refuse_another_configuration(order: Order) -> None:
-    """A task reads the run's configuration when it begins, so that must not change under those that wait."""
-    before = load_config(str(order.run.root))
-    found = [text for stage in STAGES for text in differences(identity(before, stage), identity(order.config, stage))]
+def _check_same_configuration(request: Request) -> None:
+    """Tasks read the run's configuration when they start, so it must not change while some of them wait."""
+    before = load_config(str(request.run.root))
+    found = [line for stage in STAGES for line in differences(identity(before, stage), identity(request.config, stage))]
     if found:
         raise SubmissionError(
             "live jobs were submitted with another configuration:\n    " + "\n    ".join(dict.fromkeys(found)),
-            where=str(order.run.root),
-            remedy="submit the run folder itself, `delt-hpc cancel` them, or give another run folder (--run)",
+            where=str(request.run.root),
+            remedy="submit the run folder itself, `delt-hpc cancel` the jobs, or give another run folder (--run)",
         )
 
 
-def refuse_another_run(order: Order) -> None:
-    """The folder was made by another configuration, or Slurm cannot write its logs there."""
-    if "%" in str(order.root):
-        raise UserError(
-            "Slurm takes `%` for a pattern", where=str(order.root), remedy="give another run folder (--run)"
-        )
-    if order.run.dataset.exists():
-        for stage, made in stage_folders(order.run):
-            check_stamp(made, stage_identity(order.config, stage, order.run))
-
-
-def prepare(order: Order) -> None:
-    """Set the run folder up as far as it goes without the data set."""
-    folder = order.folder
-    for path in (folder.work, folder.jobs, folder.tasks, order.run.logs):
+def prepare(request: Request) -> None:
+    """Create the folders and files that tasks need before they start."""
+    folder = request.folder
+    for path in (folder.work, folder.jobs, folder.tasks, request.run.logs):
         path.mkdir(parents=True, exist_ok=True)
-    if order.profile.contained:
+    if request.profile.in_container:
         program = folder.programs / "scontrol"
         write_text(program, request_program(str(folder.work)))
         program.chmod(0o755)
-    write_text(order.run.config, dump_config(order.config))
+    write_text(request.run.config, dump_config(request.config))
 
 
-def script(order: Order, job: Job, elements: int | None, after: tuple[str, ...], work: str) -> str:
-    """The sbatch script of a job."""
-    folder, workdir, many = order.folder, str(Path.cwd()), f"{len(job.tasks)} tasks" if elements else "one task"
-    root = order.config.data.root
-    data = [] if root is None else [str(root.absolute())]
+def command(python: str, folder: Path) -> str:
+    """Shell text: submitit's program that runs the pickle of a job."""
+    return f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+
+
+def script(request: Request, job: Job, after: tuple[str, ...]) -> str:
+    """The sbatch script of a job. `after`: ids of the jobs whose results it reads."""
+    folder, count = request.folder, len(job.tasks)
+    tasks = f"{count} tasks" if count > 1 else "one task"
+    contained = request.profile.in_container
     return text(
         Script(
             stage=job.stage,
-            title=(f"{order.config.name}: {job.stage}, {many}, {job.tasks[0].unit} to {job.tasks[-1].unit}",),
-            name=job.name(order.config.name),
-            command=work,
+            title=(f"{request.config.name}: {job.stage}, {tasks}, {job.tasks[0].unit} to {job.tasks[-1].unit}",),
+            name=job.name(request.config.name),
+            command=command(request.python, folder.work),
             signal="USR2",
-            output=str(order.run.logs.absolute() / ("%x.%A_%a.out" if elements else "%x.%j.out")),
-            workdir=workdir,
-            array=elements,
-            parallel=min(job.parallel, len(job.tasks)),
+            output=str(request.run.logs.absolute() / ("%x.%A_%a.out" if count > 1 else "%x.%j.out")),
+            workdir=str(Path.cwd()),
+            array=count if count > 1 else None,
+            parallel=min(job.parallel, count),
             after=after,
-            folders=(str(order.root), workdir, *data),
+            folders=request.shared_folders,
             before=("export SUBMITIT_EXECUTOR=slurm",),
-            compiled=shlex.quote(str(order.root / COMPILED)),
-            after_command=requeue_on_request(str(folder.work)) if order.profile.contained else (),
+            compiled=shlex.quote(str(request.root / COMPILED)),
+            after_command=requeue_on_request(str(folder.work)) if contained else (),
         ),
-        order.profile,
+        request.profile,
     )
 
 
-def dry_run(order: Order, jobs: Sequence[Job]) -> list[str]:
-    """The scripts that `to_slurm` would submit; a job that has no number yet is called by its stage."""
-    found = []
-    submitted: list[Stage] = []
-    for job in jobs:
-        after = tuple(f"<{s}>" for s in plan.upstream(order.config, job.stage) if s in submitted)
-        count = len(job.tasks)
-        found.append(
-            script(order, job, count if count > 1 else None, after, command(_python(order), order.folder.work))
-        )
-        submitted.append(job.stage)
-    return found
+def dry_run(request: Request, jobs: Sequence[Job]) -> list[str]:
+    """The scripts that `to_slurm` would submit, with <stage> in place of the id of a job of that stage."""
+    stages = [job.stage for job in jobs]
+    return [
+        script(request, job, tuple(f"<{s}>" for s in plan.upstream(request.config, job.stage) if s in stages))
+        for job in jobs
+    ]
 
 
-def to_slurm(order: Order, jobs: Sequence[Job], rows: Sequence[Row], say: Callable[[str], None]) -> list[Submission]:
-    """Submit the jobs; each is on record as soon as it has a number.
+def to_slurm(request: Request, jobs: Sequence[Job], rows: Sequence[Row], say: Callable[[str], None]) -> None:
+    """Submit the jobs. Each is recorded as soon as it has an id.
 
     Args:
-        rows: what is live already, which later stages wait for too.
+        rows: the status of the run; later stages wait for its live jobs too.
 
     Raises:
-        SubmissionError: Slurm refuses one; those before it stand.
+        SubmissionError: Slurm refuses a job; those before it stay submitted.
     """
     ids: dict[Stage, list[str]] = {}
     for row in rows:
         if row.state in ("running", "pending") and row.executor == "slurm":
             ids.setdefault(row.task.stage, []).append(row.job.partition("_")[0])
-    python, submitted = _python(order), []
-    with outside_any_job():
-        for job in jobs:
-            after = tuple(dict.fromkeys(i for s in plan.upstream(order.config, job.stage) for i in ids.get(s, ())))
-            entry = _submit(order, job, after, python)
-            ids.setdefault(job.stage, []).append(entry.job)
-            submitted.append(entry)
-            say(f"{entry.job}: {job.name(order.config.name)}, {len(job.tasks)} task{'s' * (len(job.tasks) > 1)}")
-    return submitted
+    for job in jobs:
+        after = tuple(dict.fromkeys(id_ for s in plan.upstream(request.config, job.stage) for id_ in ids.get(s, ())))
+        id_ = _submit(request, job, after)
+        ids.setdefault(job.stage, []).append(id_)
+        say(f"{id_}: {job.name(request.config.name)}, {len(job.tasks)} task{'s' * (len(job.tasks) > 1)}")
+
+
+def _submit(request: Request, job: Job, after: tuple[str, ...]) -> str:
+    """Submit one job and record it; returns its id."""
+    from submitit.core.utils import DelayedSubmission, JobPaths  # noqa: PLC0415
+
+    folder, profile = request.folder.work, request.profile
+    pickles = [folder / f"{secrets.token_hex(16)}.pkl" for _ in job.tasks]
+    content = script(request, job, after)
+    try:
+        for task, path in zip(job.tasks, pickles, strict=True):
+            runner = TaskRunner(str(request.root), task, request.classes, max(1, profile.signal_seconds // 2))
+            delayed = DelayedSubmission(runner)
+            delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
+            delayed.dump(path)
+        id_ = queue.submit(content)
+        for position, path in enumerate(pickles):
+            task_id = f"{id_}_{position}" if len(pickles) > 1 else id_
+            path.rename(JobPaths(folder, task_id).submitted_pickle)
+    except queue.QueueError as error:
+        raise SubmissionError(
+            f"Slurm refuses the job: {error}", remedy="`delt-hpc doctor` checks the profile on the cluster"
+        ) from None
+    finally:
+        for path in pickles:
+            path.unlink(missing_ok=True)
+    records.record_submission(request.folder, "slurm", request.cluster, id_, job.tasks, request.classes)
+    write_text(JobPaths(folder, id_).submission_file, content)
+    return id_
+
+
+def live_rows(
+    rows: Sequence[Row], stages: Sequence[Stage] | None = None, classes: Sequence[ClassRange] = ()
+) -> list[Row]:
+    """The running and pending tasks of these stages and classes; all without a restriction."""
+    return [
+        row
+        for row in rows
+        if row.state in ("running", "pending")
+        and (stages is None or row.task.stage in stages)
+        and (not classes or any(row.task.classes and row.task.classes.overlaps(one) for one in classes))
+    ]
+
+
+def cancel_rows(folder: LaunchFolder, rows: Sequence[Row]) -> list[Row]:
+    """Cancel the tasks. Returns those that cannot be cancelled from here: processes of other hosts.
+
+    Cancelling is recorded as an event, because Slurm may forget a task that never started.
+
+    Raises:
+        QueueError: Slurm does not answer.
+    """
+    elsewhere = [row for row in rows if row.executor != "slurm" and row.node and row.node != platform.node()]
+    here = [row for row in rows if row not in elsewhere]
+    for row in here:
+        records.append_event(folder, row.submitted or row.task, records.new_event("cancelled", row.job, row.restarts))
+    jobs = [row.job for row in here if row.executor == "slurm"]
+    if jobs:
+        queue.cancel(list(dict.fromkeys(jobs)))
+    for row in here:
+        if row.executor != "slurm":
+            os.kill(int(row.job), signal.SIGTERM)
+    return elsewhere
 
 
 def warnings(environment: Iterable[str] = os.environ) -> list[str]:
-    """What in the environment of sbatch changes scripts without a word."""
+    """Environment variables that silently override the scripts."""
     found = sorted(name for name in environment if name.startswith("SBATCH_"))
-    return [f"{', '.join(found)}: set in this shell, and stronger than the scripts; unset them"] if found else []
-
-
-def _submit(order: Order, job: Job, after: tuple[str, ...], python: str) -> Submission:
-    folder, profile = order.folder, order.profile
-
-    def render(work: str, elements: int | None) -> str:
-        return script(order, job, elements, after, work)
-
-    minutes = profile.resources(job.stage).minutes
-    executor = ScriptExecutor(folder.work, render, python, minutes, profile.timeouts)
-    patience = max(1, profile.signal_seconds // 2)
-    works = [Work(str(order.root), task, order.classes, patience) for task in job.tasks]
-    array = len(works) > 1
-    handed = executor.submit_array(works)
-    number = handed[0].job_id.partition("_")[0]
-    entry = Submission(
-        "slurm", order.cluster, platform.node(), records.now(), number, array, job.stage, job.tasks, order.classes
-    )
-    records.write_submission(folder, entry)
-    return entry
-
-
-def _python(order: Order) -> str:
-    root = order.config.data.root
-    folders = (str(order.root), str(Path.cwd()), *([] if root is None else [str(root.absolute())]))
-    return interpreter(order.profile, folders, str(Path.cwd()), sys.executable)
+    return [f"{', '.join(found)}: set in this shell; overrides the scripts; unset it"] if found else []
 
 
 def max_array_size(profile: Profile) -> int:
-    """The cluster's, where there is one to ask; else Slurm's default."""
+    """The largest number of tasks in a job array: of the profile, the cluster, or Slurm's default without a cluster."""
     if profile.max_array_size:
         return profile.max_array_size
     try:

@@ -26,9 +26,9 @@ class BatchFolder:
         # The stamp is that of recover/, which holds all batches.
         self._stage = StageFolder(context, "recover", self.path, stamped=False)
 
-    @property
     def done(self) -> bool:
-        return self._stage.done
+        """Whether the batch is finished; see `StageFolder.done`."""
+        return self._stage.done()
 
     @property
     def started(self) -> bool:
@@ -37,6 +37,7 @@ class BatchFolder:
 
     def load(self) -> State:
         """The state of the batch, on the CPU: its checkpoint, or its initial images."""
+        self._stage.start()
         if self.started:
             return State.load(self._stage.checkpoint, _CPU)
         return State.start(self._initial())

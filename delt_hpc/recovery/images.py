@@ -1,5 +1,6 @@
 """The initial images of a batch (real images or noise), and the files of its optimised images."""
 
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from delt_hpc.data.loader import images
 from delt_hpc.data.transforms import quantise
 from delt_hpc.keyed_random import Key, generator
 from delt_hpc.recovery.batches import Batch
-from delt_hpc.run.folder import writing
+from delt_hpc.run.folder import writing_folder
 
+FOLDER = "images"
 SUFFIX = {"jpeg": ".jpg", "jpeg75": ".jpg", "png": ".png"}
 
 
@@ -60,17 +62,20 @@ def encode(pixels: np.ndarray, image_format: str) -> bytes:
 
 def file_name(class_index: int, number: int, image_format: str) -> str:
     """The path of an image, relative to the folder of its batch."""
-    return f"images/{class_index:05d}/{number:05d}{SUFFIX[image_format]}"
+    return f"{FOLDER}/{class_index:05d}/{number:05d}{SUFFIX[image_format]}"
 
 
 def write_images(batch: Batch, optimised: Tensor, spec: DatasetSpec, image_format: str, folder: Path) -> None:
-    """Write all images of the batch.
+    """Write all images of the batch, in place of those of an earlier attempt.
 
     Args:
         optimised: float [N, 3, S, S], normalised.
         folder: of the batch.
     """
     pixels = quantise(optimised, spec, truncate=image_format == "jpeg75").cpu().numpy()
-    for entry, image_pixels in zip(batch.entries, pixels, strict=True):
-        with writing(folder / file_name(entry.class_index, entry.number, image_format)) as file:
-            file.write(encode(image_pixels, image_format))
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    with writing_folder(folder / FOLDER) as temporary:
+        for entry, image_pixels in zip(batch.entries, pixels, strict=True):
+            path = temporary / Path(file_name(entry.class_index, entry.number, image_format)).relative_to(FOLDER)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encode(image_pixels, image_format))

@@ -1,1 +1,1 @@
-"""A run's report: its numbers collected from the run folder, then drawn and written as HTML, Markdown and JSON."""
+"""The report of a run: numbers from the run folder, drawn and written as HTML, Markdown and JSON."""

@@ -1,4 +1,4 @@
-"""How well students learn: the results of evaluate/, over seeds."""
+"""Accuracy of the students: the results in evaluate/, averaged over seeds."""
 
 import statistics
 from collections import defaultdict
@@ -17,47 +17,49 @@ RESULT, HISTORY = "result.json", "history.csv"
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Of at least one value."""
-    found = list(values)
-    return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+    """Mean and sample standard deviation of at least one value."""
+    sample = list(values)
+    return Spread(statistics.fmean(sample), statistics.stdev(sample) if len(sample) > 1 else None, len(sample))
 
 
 def finished(run: RunFolder) -> list[Path]:
-    """Folders of the trainings that are complete."""
+    """Folders of the finished trainings."""
     return sorted(folder for folder in run.evaluate.iterdir() if is_done(folder)) if run.evaluate.is_dir() else []
 
 
 def trainings(run: RunFolder, config: Config) -> list[Training]:
-    """Every finished training: students in the configuration's order, arms in the arms' own, seeds ascending."""
+    """Every finished training: students in the order of the configuration, arms in that of `Arm`, seeds ascending."""
     found = [_training(folder) for folder in finished(run)]
     students, arms = config.evaluate.students, get_args(Arm)
     return sorted(found, key=lambda t: (_place(t.student, students), t.student, _place(t.arm, arms), t.arm, t.seed))
 
 
-def by_arm(found: Sequence[Training]) -> tuple[ArmResult, ...]:
-    """One result each student and arm, in the trainings' order."""
+def by_arm(trainings: Sequence[Training]) -> tuple[ArmResult, ...]:
+    """One result per student and arm, in the order of the trainings."""
     groups: dict[tuple[str, str], list[Training]] = defaultdict(list)
-    for training in found:
+    for training in trainings:
         groups[training.student, training.arm].append(training)
     return tuple(_result(group) for group in groups.values())
 
 
-def curves(run: RunFolder, found: Sequence[Training]) -> tuple[StudentCurve, ...]:
-    """Validation accuracy over epochs, one curve each student and arm; at an epoch, over the seeds validated there."""
-    return tuple(_curve(run, result) for result in by_arm(found))
+def curves(run: RunFolder, trainings: Sequence[Training]) -> tuple[StudentCurve, ...]:
+    """Validation accuracy over epochs, one curve per student and arm, averaged over the seeds validated at an epoch."""
+    return tuple(_curve(run, result) for result in by_arm(trainings))
 
 
-def missing(found: Sequence[Training], config: Config) -> Missing | None:
-    """What the configuration asks for and is not there."""
-    have = {(training.student, training.seed, training.arm) for training in found}
-    ask = config.evaluate
-    wanted = [(student, seed, arm) for student in ask.students for arm in ask.arms for seed in ask.seeds]
-    absent = [f"{student}-{seed}-{arm}" for student, seed, arm in wanted if (student, seed, arm) not in have]
+def missing(trainings: Sequence[Training], config: Config) -> Missing | None:
+    """The configured trainings that are not finished, or None."""
+    finished_ones = {(training.student, training.seed, training.arm) for training in trainings}
+    evaluate = config.evaluate
+    configured = [(s, seed, arm) for s in evaluate.students for arm in evaluate.arms for seed in evaluate.seeds]
+    absent = [
+        f"{student}-{seed}-{arm}" for student, seed, arm in configured if (student, seed, arm) not in finished_ones
+    ]
     if not absent:
         return None
-    if not found:
+    if not trainings:
         return Missing("No student has been trained yet.", "evaluate")
-    return Missing(f"{len(absent)} of {len(wanted)} trainings are not there yet: {some(absent, 6)}.", "evaluate")
+    return Missing(f"{len(absent)} of {len(configured)} trainings are not finished yet: {some(absent, 6)}.", "evaluate")
 
 
 def _training(folder: Path) -> Training:
@@ -96,6 +98,6 @@ def _curve(run: RunFolder, result: ArmResult) -> StudentCurve:
         arm=result.arm,
         n=len(result.trainings),
         epochs=tuple(over_seeds),
-        mean=tuple(each.mean for each in over_seeds.values()),
-        std=tuple(each.std for each in over_seeds.values()),
+        mean=tuple(value.mean for value in over_seeds.values()),
+        std=tuple(value.std for value in over_seeds.values()),
     )

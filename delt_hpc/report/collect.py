@@ -1,4 +1,4 @@
-"""Everything the report says, collected from the run folder. A part that is not there is named, never guessed."""
+"""Collects the content of the report from the run folder; parts that do not exist yet are listed as missing."""
 
 import platform
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from delt_hpc.data.dataset import Dataset
 from delt_hpc.recovery.batches import plan
 from delt_hpc.report import accuracy, costs, losses, method, tables
 from delt_hpc.report.content import ArmResult, Costs, Diversity, Headline, LeftOut, Missing, Report, Spread, TeacherCard
-from delt_hpc.report.pairs import Pair, sample
+from delt_hpc.report.samples import Pair, choose_samples
 from delt_hpc.run import timing
 from delt_hpc.run.folder import RunFolder, is_done, read_json
 from delt_hpc.version import VERSION
 
 CARD, HISTORY, READ_BY = "teacher.json", "history.csv", "read_by.json"
-_ON_CARD = ("model", "source", "weights", "parameters", "bn_layers", "val_accuracy", "seconds", "device")
+_CARD_KEYS = ("model", "source", "weights", "parameters", "bn_layers", "val_accuracy", "seconds", "device")
 _PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "numpy", "pillow", "matplotlib")
 
 
@@ -26,8 +26,8 @@ def collect(
     """The report's content.
 
     Args:
-        pairs: the distilled images, none where they have not been put together.
-        diversity: measured, or why it was not.
+        pairs: the distilled images; empty before `aggregate`.
+        diversity: the measurement, or why there is none.
 
     Raises:
         UserError: a file of the run folder is damaged.
@@ -40,7 +40,7 @@ def collect(
     teacher = _teacher(run)
     missing = {
         "accuracy": accuracy.missing(trainings, config),
-        "samples": None if pairs else Missing("The distilled images have not been put together yet.", "aggregate"),
+        "samples": None if pairs else Missing("There is no distilled data set yet.", "aggregate"),
         "recovery": _missing_batches(config, dataset, len(batches)),
         "costs": None if spent else Missing("There are no timing records."),
         "diversity": diversity if isinstance(diversity, Missing) else None,
@@ -50,7 +50,7 @@ def collect(
         headline=_headline(config, dataset, len(pairs), teacher, results, spent),
         accuracy=results,
         students=accuracy.curves(run, trainings),
-        samples=sample(pairs, dataset.classes),
+        samples=choose_samples(pairs, dataset.classes),
         recovery=recovery,
         costs=spent,
         diversity=diversity if isinstance(diversity, Diversity) else None,
@@ -66,7 +66,7 @@ def collect(
 
 
 def _reader(run: RunFolder) -> str | None:
-    """What decoded the images that were ranked."""
+    """The decoder of the images that were ranked, with its version."""
     path = run.rank / READ_BY
     return ", ".join(read_json(path).values()) if path.exists() else None
 
@@ -112,18 +112,18 @@ def _headline(
 
 
 def _distilled_arm(results: Sequence[ArmResult]) -> ArmResult | None:
-    """Of the first student: soft labels before hard ones."""
+    """The first student's result on distilled images, with soft labels if there are any."""
     distilled = [result for result in results if result.images == "distilled"]
-    of_first = [result for result in distilled if result.student == distilled[0].student]
-    return next((result for labels in ("soft", "hard") for result in of_first if result.labels == labels), None)
+    of_first_student = [result for result in distilled if result.student == distilled[0].student]
+    return next((result for labels in ("soft", "hard") for result in of_first_student if result.labels == labels), None)
 
 
 def _random_arm(results: Sequence[ArmResult], distilled: ArmResult | None) -> Spread | None:
-    """The same student with the same labels on random real images."""
+    """The result of the same student, with the same labels, on random real images."""
     if not distilled:
         return None
-    wanted = (distilled.student, "random", distilled.labels)
-    return next((result.final for result in results if (result.student, result.images, result.labels) == wanted), None)
+    key = (distilled.student, "random", distilled.labels)
+    return next((result.final for result in results if (result.student, result.images, result.labels) == key), None)
 
 
 def _missing_batches(config: Config, dataset: Dataset, finished: int) -> Missing | None:
@@ -132,13 +132,13 @@ def _missing_batches(config: Config, dataset: Dataset, finished: int) -> Missing
         return None
     if not finished:
         return Missing("No batch has been recovered yet.", "recover")
-    return Missing(f"{planned - finished} of {planned} batches are not there yet.", "recover")
+    return Missing(f"{planned - finished} of {planned} batches are not recovered yet.", "recover")
 
 
 def _teacher(run: RunFolder) -> TeacherCard | None:
     if not is_done(run.teacher):
         return None
-    card = tables.record(run.teacher / CARD, _ON_CARD)
+    card = tables.record(run.teacher / CARD, _CARD_KEYS)
     history = None
     if (run.teacher / HISTORY).exists():
         history = tables.read(run.teacher / HISTORY, ["epoch", "train_loss", "val_accuracy"])
@@ -151,7 +151,7 @@ def _teacher(run: RunFolder) -> TeacherCard | None:
 
 
 def _versions() -> dict[str, str]:
-    """What the report was made with, and what of the stack is installed beside it."""
+    """Versions of this package and of the installed packages that results depend on."""
     found = {"delt-hpc": VERSION, "Python": platform.python_version()}
     for package in _PACKAGES:
         try:

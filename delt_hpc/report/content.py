@@ -1,4 +1,4 @@
-"""What a report says, as plain data; report.json has the same shape. None stands where there is no number."""
+"""The content of a report as plain data; report.json has the same structure. None means that there is no number."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,8 +10,8 @@ class Missing:
     """A part that cannot be shown yet.
 
     Attributes:
-        what: a sentence.
-        stage: the stage to run for it; empty where none would help.
+        what: the reason, a sentence.
+        stage: the stage to run; empty if none would help.
     """
 
     what: str
@@ -29,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Headline:
-    """Accuracies in per cent; `gain` in percentage points; `ratio` real training images for each distilled one."""
+    """Accuracies in per cent; `gain` in percentage points; `ratio`: real training images per distilled image."""
 
     run: str
     method: str
@@ -53,7 +53,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of a student from scratch; accuracies top-1 on the real validation images, per cent."""
+    """One training of a student from scratch; top-1 accuracies on the real validation images in per cent."""
 
     student: str
     seed: int
@@ -73,7 +73,7 @@ class Training:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """A student on an arm, over its seeds."""
+    """The results of a student on an arm over its seeds."""
 
     student: str
     arm: str
@@ -116,12 +116,12 @@ class SampleClass:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Recovery, mean over the batches at each recorded iteration.
+    """The course of recovery: means over the batches at each recorded iteration.
 
     Attributes:
-        total: iterations of a batch.
+        total: iterations per batch.
         borders: the first iteration of every round.
-        active: images optimised, mean over the batches.
+        active: number of images being optimised.
     """
 
     batches: int
@@ -136,7 +136,7 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class StageCost:
-    """Seconds are added up over the units of work, which may have run side by side."""
+    """Times are sums over units of work, which may have run in parallel."""
 
     stage: str
     units: int
@@ -150,7 +150,7 @@ class StageCost:
 
 @dataclass(frozen=True)
 class RoundCost:
-    """A round of recovery over all batches."""
+    """The cost of a round of recovery over all batches."""
 
     round: int
     batches: int
@@ -173,7 +173,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Diversity:
-    """Mean over classes of the mean cosine similarity to the class centroid in teacher features; low is diverse."""
+    """See `diversity.mean_cosine_to_centroid`; lower is more diverse."""
 
     initial: float | None
     distilled: float
@@ -183,7 +183,7 @@ class Diversity:
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """`epochs`, `train_loss`, `accuracy` hold its training, empty where it was not trained here."""
+    """`epochs`, `train_loss` and `accuracy` describe its training; empty if it was not trained in this run."""
 
     model: str
     source: str
@@ -200,7 +200,7 @@ class TeacherCard:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of how it was made."""
+    """The description of a stage."""
 
     stage: str
     text: str
@@ -208,7 +208,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that was skipped because it is no readable image."""
+    """An image file that was skipped because it is unreadable."""
 
     split: str
     path: str
@@ -234,7 +234,7 @@ class Report:
     missing: dict[str, Missing]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for JSON, which knows neither NaN nor infinity: null there."""
+        """Plain data for JSON, with null for NaN and infinity, which JSON does not have."""
         plain: dict[str, Any] = _finite(asdict(self))
         return plain
 

@@ -1,4 +1,4 @@
-"""What the run cost: its timing records, added up by stage and by round."""
+"""The cost of the run: timing records added up by stage and by round."""
 
 import numpy as np
 import pandas as pd
@@ -7,12 +7,12 @@ from delt_hpc.config.schema import STAGES
 from delt_hpc.report.content import Costs, RoundCost, StageCost
 from delt_hpc.report.tables import number
 
-# The report's own time says nothing about the run, and would make every report stale.
+# Without the report's own time: it would change the report's inputs, so that every report would be outdated at once.
 SHOWN = tuple(stage for stage in STAGES if stage != "report")
 
 
 def add_up(records: pd.DataFrame) -> Costs | None:
-    """None where there are no records; `records` has the columns of `delt_hpc.run.timing.COLUMNS`."""
+    """The costs; None without records. `records` has the columns `delt_hpc.run.timing.COLUMNS`."""
     table = records[records["stage"].isin(SHOWN)]
     if table.empty:
         return None

@@ -1,4 +1,4 @@
-"""From axes to a chart: one style, SVG that takes the page's colours and fonts, PNG for Markdown."""
+"""Charts in one style: SVG that uses the colours and fonts of the HTML page, PNG for Markdown."""
 
 import io
 import re
@@ -48,11 +48,11 @@ class Chart:
     """A drawn chart.
 
     Attributes:
-        name: of its file, without the ending.
-        title: what it shows.
-        note: how to read it, may be empty.
-        svg: an element for an HTML page that defines the palette's properties.
-        png: a file on white ground.
+        name: file name without suffix.
+        title: what the chart shows.
+        note: how to read it; may be empty.
+        svg: an element for an HTML page that defines the palette's CSS properties.
+        png: content of a PNG file with a white background.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Chart:
 
 
 def chart(name: str, title: str, note: str, draw: Callable[[Axes], None]) -> Chart:
-    """The chart that `draw` draws on empty axes."""
+    """Make a chart; `draw` draws it on empty axes."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasAgg(figure)
@@ -78,9 +78,9 @@ def _png(figure: Figure) -> bytes:
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
-    """The <svg> element alone: no prologue, metadata, namespaces or size, so that nothing points outside the page."""
+    """The <svg> element without prologue, metadata, namespaces and size, so that nothing refers outside the page."""
     file = io.StringIO()
-    # Two charts of a page must not share the ids of their clip paths; the name as salt also makes them repeatable.
+    # The salt keeps the ids of clip paths different between the charts of a page, and the same in every report.
     with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()

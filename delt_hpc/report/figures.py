@@ -12,13 +12,13 @@ from delt_hpc.report.content import ArmResult, LossCurve, Report, RoundCost, Stu
 from delt_hpc.report.drawing import Chart, chart
 from delt_hpc.report.palette import light
 
-_LOG_ABOVE = 30.0  # greatest over smallest value from which a loss is drawn on a logarithmic scale
-ROUND = [1, 2, 5, 10]  # steps of ticks
-FAINT = 0.45  # bars of hard labels
+_LOG_ABOVE = 30.0  # a loss with a larger ratio of maximum to minimum is drawn on a logarithmic scale
+TICK_STEPS = [1, 2, 5, 10]
+HARD_LABELS_ALPHA = 0.45
 
 
 def draw(report: Report) -> dict[str, list[Chart]]:
-    """The charts of each section that has any."""
+    """The charts of each section; sections without data have none."""
     teacher, recovery, costs = report.teacher, report.recovery, report.costs
     return {
         "accuracy": _accuracy(report.accuracy, report.students, teacher.val_accuracy if teacher else None),
@@ -29,18 +29,23 @@ def draw(report: Report) -> dict[str, list[Chart]]:
 
 
 def _accuracy(results: Sequence[ArmResult], curves: Sequence[StudentCurve], teacher: float | None) -> list[Chart]:
-    """For each student its bars and its courses."""
+    """For each student a bar chart of final accuracies and the curves over epochs."""
     bars_note = "Top-1 at the last epoch, per cent. Whiskers: one standard deviation over seeds."
-    courses_note = "Accuracy on the validation images over epochs, per cent. Bands: one standard deviation over seeds."
+    curves_note = "Accuracy on the validation images over epochs, per cent. Bands: one standard deviation over seeds."
     charts = []
     for student in dict.fromkeys(result.student for result in results):
         arms = [result for result in results if result.student == student]
-        courses = [curve for curve in curves if curve.student == student and curve.epochs]
+        student_curves = [curve for curve in curves if curve.student == student and curve.epochs]
         bars = partial(_bars, results=arms, teacher=teacher)
         charts.append(chart(f"accuracy-{student}", f"Accuracy of {student}", bars_note, bars))
-        if courses:
+        if student_curves:
             charts.append(
-                chart(f"training-{student}", f"Training of {student}", courses_note, partial(_courses, curves=courses))
+                chart(
+                    f"training-{student}",
+                    f"Training of {student}",
+                    curves_note,
+                    partial(_curves, curves=student_curves),
+                )
             )
     return charts
 
@@ -48,7 +53,7 @@ def _accuracy(results: Sequence[ArmResult], curves: Sequence[StudentCurve], teac
 def _bars(axes: Axes, results: Sequence[ArmResult], teacher: float | None) -> None:
     text, height = light("text"), 0.62 * min(1.0, len(results) / 4)
     for row, result in enumerate(results):
-        final, alpha = result.final, FAINT if result.labels == "hard" else 1.0
+        final, alpha = result.final, HARD_LABELS_ALPHA if result.labels == "hard" else 1.0
         axes.barh(row, final.mean, height=height, color=light("card"), linewidth=0)  # hides the grid behind a faint bar
         axes.barh(row, final.mean, height=height, color=light(result.images), alpha=alpha, linewidth=0)
         if final.std is not None:
@@ -74,7 +79,7 @@ def _bars(axes: Axes, results: Sequence[ArmResult], teacher: float | None) -> No
         axes.text(teacher, 1.01, "teacher", transform=top, ha="center", va="bottom", color=light("teacher"))
 
 
-def _courses(axes: Axes, curves: Sequence[StudentCurve]) -> None:
+def _curves(axes: Axes, curves: Sequence[StudentCurve]) -> None:
     for curve in curves:
         images, labels = curve.arm.rsplit("-", 1)
         mean = np.asarray(curve.mean)
@@ -97,7 +102,7 @@ def _courses(axes: Axes, curves: Sequence[StudentCurve]) -> None:
 
 
 def _recovery(curve: LossCurve) -> list[Chart]:
-    note = "Mean over the batches; bold: running median within a round. Vertical lines: images enter."
+    note = "Mean over the batches; bold: running median within a round. Vertical lines: start of a round."
     parts = (
         ("loss", "Loss", curve.loss),
         ("cross-entropy", "Cross-entropy", curve.cross_entropy),
@@ -106,7 +111,12 @@ def _recovery(curve: LossCurve) -> list[Chart]:
     losses = [chart(name, title, note, partial(_loss, curve=curve, values=values)) for name, title, values in parts]
     return [
         *losses,
-        chart("active-images", "Active images", "Of a batch, mean over the batches.", partial(_active, curve=curve)),
+        chart(
+            "active-images",
+            "Active images",
+            "Images being optimised in a batch, mean over the batches.",
+            partial(_active, curve=curve),
+        ),
     ]
 
 
@@ -129,14 +139,14 @@ def _active(axes: Axes, curve: LossCurve) -> None:
     axes.fill_between(curve.iterations, curve.active, step="post", color=light("active"), linewidth=0)
     axes.step(curve.iterations, curve.active, where="post", color=light("distilled"), linewidth=1.5)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICK_STEPS))
     _iterations(axes, curve)
 
 
 def _iterations(axes: Axes, curve: LossCurve) -> None:
     axes.set_xlabel("iteration")
     axes.set_xlim(0, curve.total)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=TICK_STEPS))
     axes.grid(visible=False, axis="x")
 
 
@@ -146,9 +156,9 @@ def _mark_rounds(axes: Axes, curve: LossCurve) -> None:
 
 
 def _rounds(rounds: Sequence[RoundCost]) -> list[Chart]:
-    indices = [each.round for each in rounds]
-    seconds = [each.seconds_per_batch for each in rounds]
-    rates = [each.image_iterations_per_s or 0.0 for each in rounds]
+    indices = [cost.round for cost in rounds]
+    seconds = [cost.seconds_per_batch for cost in rounds]
+    rates = [cost.image_iterations_per_s or 0.0 for cost in rounds]
     return [
         chart(
             "round-seconds",
@@ -159,7 +169,7 @@ def _rounds(rounds: Sequence[RoundCost]) -> list[Chart]:
         chart(
             "round-throughput",
             "Throughput per round",
-            "Image-iterations a second.",
+            "Image-iterations per second.",
             partial(_columns, x=indices, y=rates),
         ),
     ]
@@ -168,8 +178,8 @@ def _rounds(rounds: Sequence[RoundCost]) -> list[Chart]:
 def _columns(axes: Axes, x: Sequence[int], y: Sequence[float]) -> None:
     axes.bar(x, y, width=0.66 * min(1.0, len(x) / 5), color=light("distilled"), linewidth=0)
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=ROUND))
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=TICK_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(visible=False, axis="x")
 
@@ -187,14 +197,14 @@ def _teacher(card: TeacherCard) -> list[Chart]:
 
 
 def _epochs(axes: Axes, epochs: Sequence[int], values: Sequence[float | None]) -> None:
-    there = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
-    axes.plot([epoch for epoch, _ in there], [value for _, value in there], color=light("teacher"))
+    points = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
+    axes.plot([epoch for epoch, _ in points], [value for _, value in points], color=light("teacher"))
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=TICK_STEPS))
     axes.margins(x=0.01)
 
 
 def running_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Median over a centred window of `width` values, fewer at both ends: float64 as long as `values`."""
+    """Median over a centred window of `width` values (fewer at both ends), float64, as long as `values`."""
     half = width // 2
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

@@ -1,4 +1,4 @@
-"""Numbers as the report prints them; an en dash stands where there is none."""
+"""Number formats of the report; a missing number is an en dash."""
 
 from datetime import datetime
 
@@ -13,12 +13,12 @@ def decimal(value: float | None, places: int = 1) -> str:
 
 
 def spread(value: Spread | None) -> str:
-    """86.4 ± 0.5; one value has no deviation"""
+    """86.4 ± 0.5; a single value has no deviation"""
     return NONE if value is None else f"{value.mean:.1f} ± {decimal(value.std)}"
 
 
 def signed(value: float | None) -> str:
-    """Always with its sign."""
+    """+1.2; always with a sign"""
     return NONE if value is None else f"{value:+.1f}".replace("-", "−")
 
 
@@ -28,7 +28,7 @@ def count(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """12,345; below a hundred with one decimal"""
+    """12,345; one decimal below 100"""
     return decimal(value, 0 if value is not None and value >= 100 else 1)
 
 

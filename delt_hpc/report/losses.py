@@ -1,4 +1,4 @@
-"""The course of recovery: the loss curves of all finished batches, averaged."""
+"""The loss curves of recovery, averaged over all finished batches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +15,18 @@ _VALUES = ["active", "loss", "cross_entropy", "bn_loss"]
 
 
 def finished(run: RunFolder) -> list[Path]:
-    """Folders of the batches that are complete."""
+    """Folders of the finished batches."""
     return sorted(folder for folder in run.recover.iterdir() if is_done(folder)) if run.recover.is_dir() else []
 
 
 def average(batches: Sequence[Path], recover: Recover) -> LossCurve | None:
-    """Mean over the batches at each recorded iteration; None without batches. One table is in memory at a time."""
+    """Mean over the batches at each recorded iteration; None without batches. Reads one table at a time."""
     sums = pd.DataFrame(columns=[*_VALUES, "batches"], dtype=float)
     for folder in batches:
         table = tables.read(folder / CURVE, ["iteration", *_VALUES]).set_index("iteration").assign(batches=1.0)
-        everywhere = sums.index.union(table.index)
-        # Not DataFrame.add: its fill value would also take the place of the NaN of a batch that diverged.
-        sums = sums.reindex(everywhere, fill_value=0.0) + table.reindex(everywhere, fill_value=0.0)
+        iterations = sums.index.union(table.index)
+        # Not DataFrame.add: its fill value would also replace the NaN of a batch that diverged.
+        sums = sums.reindex(iterations, fill_value=0.0) + table.reindex(iterations, fill_value=0.0)
     if sums.empty:
         return None
     mean = sums.div(sums["batches"], axis=0)

@@ -1,20 +1,20 @@
-"""How the run was made, in words: one sentence or two for each stage, from the configuration alone."""
+"""A description of the run: one or two sentences per stage, from the configuration alone."""
 
 from delt_hpc.config.schema import Config
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.report.content import Step
 
 _ORDER = {
-    "medium": "those around the middle of its ranking",
-    "top": "its easiest, which the teacher is surest of",
-    "min": "its hardest, which the teacher is least sure of",
+    "medium": "those around the median of the ranking",
+    "top": "the easiest, for which the teacher is most confident",
+    "min": "the hardest, for which the teacher is least confident",
     "random": "drawn at random",
 }
 
 REFERENCES = {
-    "delt": "The method is DELT: early images are optimised longest, late ones stay near the real images they started"
-    " from (Shen, Sherif, Yin, Shao: DELT: A Simple Diversity-driven EarlyLate Training for Dataset Distillation,"
-    " CVPR 2025, arXiv 2411.19946).",
+    "delt": "The method is DELT: images that enter early are optimised longest, later ones stay close to the real"
+    " images they start from (Shen, Sherif, Yin, Shao: DELT: A Simple Diversity-driven EarlyLate Training for Dataset"
+    " Distillation, CVPR 2025, arXiv 2411.19946).",
     "cda": "The method is CDA: all images are optimised together, from easy crops to hard ones (Yin, Shen: Dataset"
     " Distillation via Curriculum Data Synthesis in Large Data Era, TMLR 2024, arXiv 2311.18838).",
     "sre2l": "The method is SRe2L: images of different classes are optimised together from noise (Yin, Xing, Shen:"
@@ -24,13 +24,13 @@ REFERENCES = {
 
 
 def steps(config: Config, spec: DatasetSpec) -> tuple[Step, ...]:
-    """The configured stages in order."""
+    """The stages of the run in order."""
     texts = {
         "squeeze": _squeeze(config),
         "rank": _rank(config, spec),
-        "select": f"The {config.select.ipc} images of each class to start from: {_ORDER[config.select.strategy]}.",
+        "select": f"Selected {config.select.ipc} images of each class to start from: {_ORDER[config.select.strategy]}.",
         "recover": _recover(config),
-        "aggregate": "The images of all batches, a folder per class, every file checked and listed with its checksum.",
+        "aggregate": "The images of all batches, one folder per class; every file was checked and has a checksum.",
         "evaluate": _evaluate(config),
     }
     return tuple(Step(stage, texts[stage]) for stage in config.stages if stage in texts)
@@ -41,7 +41,7 @@ def _squeeze(config: Config) -> str:
     if teacher.source == "torchvision":
         return f"The teacher is torchvision's {teacher.model} with the weights {teacher.weights}, frozen."
     if teacher.source == "checkpoint":
-        return f"The teacher is a {teacher.model} from a given checkpoint, frozen."
+        return f"The teacher is a frozen {teacher.model} from a checkpoint."
     return (
         f"The teacher, a {teacher.model}, was trained on the real training images: {squeeze.epochs} epochs of SGD with"
         f" Nesterov momentum, batches of {squeeze.batch_size}, peak learning rate {squeeze.lr:g}; then frozen."
@@ -50,9 +50,9 @@ def _squeeze(config: Config) -> str:
 
 def _rank(config: Config, spec: DatasetSpec) -> str:
     if config.rank.csv:
-        return "The real training images of each class in the order of a given ranking."
+        return "An existing ranking of the real training images was used."
     return (
-        "Every real training image scored by the probability that the teacher gives its true class"
+        "Every real training image was scored by the teacher's probability of its true class"
         f" (resized to {spec.resize}, centre crop of {spec.size} pixels)."
     )
 
@@ -63,12 +63,13 @@ def _recover(config: Config) -> str:
     rounds = "in one round"
     if recover.rounds > 1:
         rounds = (
-            f"in {recover.rounds} rounds of {recover.round_length}, each adding images, early ones optimised longest"
+            f"in {recover.rounds} rounds of {recover.round_length}, each adding images, so that early ones are"
+            " optimised longest"
         )
     crops = "of at least" if recover.crop_schedule == "constant" else "from whole images down to"
     return (
         f"Starting from {start}, pixels were optimised for {recover.iterations} iterations {rounds}: cross-entropy plus"
-        f" {recover.r_bn:g} times the distance to the teacher's BatchNorm statistics, random crops"
+        f" {recover.r_bn:g} times the distance to the teacher's BatchNorm statistics, on random crops"
         f" {crops} {recover.min_crop:g} of the area, Adam with learning rate {recover.lr:g}."
     )
 
@@ -80,6 +81,6 @@ def _evaluate(config: Config) -> str:
     return (
         f"Students were trained from scratch for {evaluate.epochs} epochs with AdamW, learning rate {evaluate.lr:g},"
         f" batches of {evaluate.batch_size}, {mix}{' and RandAugment' if evaluate.randaugment else ''}; soft labels are"
-        f" the teacher's answers to each augmented image at temperature {temperature:g}. They were judged on the real"
+        f" the teacher's outputs for each augmented image at temperature {temperature:g}. They were tested on the real"
         f" validation images, {'once' if len(evaluate.seeds) == 1 else f'for {len(evaluate.seeds)} seeds each'}."
     )

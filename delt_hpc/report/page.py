@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page and as Markdown. Whatever came from outside is escaped in both."""
+"""Renders the report as one self-contained HTML page and as Markdown; all inserted text is escaped."""
 
 import base64
 import re
@@ -34,11 +34,11 @@ _METHODS = {"delt": "DELT", "cda": "CDA", "sre2l": "SRe2L"}
 
 
 def html(report: Report, charts: Mapping[str, Sequence[Chart]], strips: Mapping[int, bytes]) -> str:
-    """The page; it refers to nothing outside itself.
+    """The HTML page, without references to other files.
 
     Args:
-        charts: of each section.
-        strips: the sample grid's PNG of each class shown.
+        charts: those of each section.
+        strips: the PNG of each sample class, by class index.
     """
     environment = _environment(autoescape=True)
     environment.filters["data_url"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
@@ -50,7 +50,7 @@ def html(report: Report, charts: Mapping[str, Sequence[Chart]], strips: Mapping[
 
 
 def markdown(report: Report, charts: Mapping[str, Sequence[Chart]]) -> str:
-    """The same content; pictures are figures/<chart's name>.png and figures/samples-<class index>.png beside it."""
+    """The same content; it refers to figures/<chart name>.png and figures/samples-<class index>.png."""
     environment = _environment(autoescape=False)
     environment.finalize = _escape_markdown
     text = environment.get_template("report.md.j2").render(
@@ -60,7 +60,7 @@ def markdown(report: Report, charts: Mapping[str, Sequence[Chart]]) -> str:
 
 
 class Fenced(str):
-    """A block of code with its fences, longer than any run of backticks inside."""
+    """A fenced block of code; the fence is longer than any run of backticks in it."""
 
     def __new__(cls, code: str) -> "Fenced":
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
@@ -81,12 +81,12 @@ def _environment(*, autoescape: bool) -> Environment:
 
 
 def _context(report: Report) -> dict[str, Any]:
-    lacking = {reason.stage for reason in report.missing.values()}
+    stages_to_run = {reason.stage for reason in report.missing.values()}
     return {
         "report": report,
         "headline": report.headline,
         "method": _METHODS[report.headline.method],
-        "to_run": [stage for stage in STAGES if stage in lacking],
+        "to_run": [stage for stage in STAGES if stage in stages_to_run],
     }
 
 
@@ -95,7 +95,7 @@ def _yaml(report: Report) -> str:
 
 
 def _escape_markdown(value: object) -> object:
-    """Every text a template puts in, but for finished blocks of code."""
+    """Escape a value that a template inserts, except for code blocks."""
     if not isinstance(value, str) or isinstance(value, Fenced):
         return value
     return re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", re.sub(r"\s+", " ", value))

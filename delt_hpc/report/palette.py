@@ -1,4 +1,4 @@
-"""The report's colours, each for a light and a dark page. Figures are drawn in the light ones."""
+"""The colours of the report for light and dark pages. Figures are drawn in the light ones."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ class Colour:
     dark: str
 
 
-# Blue, teal and amber stay apart under the usual colour blindnesses, on white as on black.
+# Blue, teal and amber are distinguishable with the common forms of colour blindness, on white and on black.
 COLOURS: dict[str, Colour] = {
     "page": Colour("#f5f6f8", "#0f1217"),
     "card": Colour("#ffffff", "#181c23"),
@@ -31,7 +31,7 @@ def light(name: str) -> str:
 
 
 def css() -> str:
-    """Custom properties `--<name>` of the page, switched by the reader's preference."""
+    """CSS properties `--<name>`, for light and dark by the reader's preference."""
     properties = {
         mode: "".join(f"--{name}:{getattr(c, mode)};" for name, c in COLOURS.items()) for mode in ("light", "dark")
     }
@@ -39,7 +39,7 @@ def css() -> str:
 
 
 def themed(svg: str) -> str:
-    """The drawing with every light colour replaced by the page's property of that name."""
+    """The SVG with every light colour replaced by the CSS property of that name."""
     for name, colour in COLOURS.items():
         svg = svg.replace(colour.light, f"var(--{name})")
     return svg

@@ -9,7 +9,7 @@ _HEAD = ("student", "images", "labels", "seeds", "final", "best", "EMA")
 
 
 def text(numbers: Path) -> str:
-    """Top-1 in per cent, mean and sample standard deviation over seeds.
+    """A table of top-1 accuracies in per cent, mean ± sample standard deviation over seeds.
 
     Args:
         numbers: report.json.

@@ -1,4 +1,4 @@
-"""Tables and records of the run folder, read with what a reader needs of them."""
+"""Reads tables and JSON records of the run folder."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,10 +12,10 @@ from delt_hpc.run.folder import read_json
 
 
 def read(path: Path, numbers: Sequence[str], texts: Sequence[str] = ()) -> pd.DataFrame:
-    """The named columns: `numbers` as float64, NaN where empty; `texts` as they stand, also `NA` and `00010`.
+    """The named columns: `numbers` as float64 with NaN where empty, `texts` as strings (also `NA` and `00010`).
 
     Raises:
-        UserError: no such file, no readable table, or a column is missing.
+        UserError: the file is missing or damaged, or lacks a column.
     """
     columns = [*numbers, *texts]
     try:
@@ -36,7 +36,7 @@ def record(path: Path, names: Iterable[str]) -> dict[str, Any]:
     """The named values of a JSON object.
 
     Raises:
-        UserError: no such file, no readable JSON, or a name is missing.
+        UserError: the file is missing or damaged, or lacks a name.
     """
     try:
         content = read_json(path)
@@ -48,7 +48,7 @@ def record(path: Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def number(value: float) -> float | None:
-    """None for NaN and infinity."""
+    """The value as float; None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 

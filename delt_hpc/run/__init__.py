@@ -1,1 +1,1 @@
-"""A run: its folder, timing, progress, and a request to stop."""
+"""A run: its folder, timing records, progress output and stopping on a signal."""

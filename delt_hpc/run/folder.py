@@ -1,19 +1,22 @@
-"""The run folder: where each thing lies, how files are written, and who made what.
+"""The run folder: its layout, atomic writing, and the stamps and markers of the stages.
 
     config.yaml dataset.json classes.csv index/{train,val}.csv
     teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/  evaluate/<student>-<seed>-<arm>/
-    timing/*.jsonl  timing.csv  logs/  report/
+    timing/*.jsonl  timing.csv  logs/  report/  broken/
 
-Every file is written under a temporary name and renamed when it is complete. A stage (or a unit of one, where a stage
-works in independent units) stamps its folder with the configuration that makes it (`made_by.json`) before it works and
-writes `done.json` last.
+Every file and folder is written under a temporary name, synced to disk and renamed when it is complete, so a kill or
+a power loss leaves either all of it or nothing. A stage (or a unit of it: a batch, a trial) stamps its folder with the
+configuration it works with (`made_by.json`) first and writes `done.json` last.
 """
 
-import glob
+import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +27,12 @@ from delt_hpc.errors import UserError
 
 STAMP, DONE, CHECKPOINT = "made_by.json", "done.json", "checkpoint.pt"
 _MISSING = "(nothing)"
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+_ABANDONED_S = 24 * 3600.0  # after this time without a change, a temporary file of an unknown process is abandoned
 
 
 class RunFolder:
-    """Paths of a run. Holds no state but the root."""
+    """The paths of a run; nothing is read or created."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -45,6 +50,7 @@ class RunFolder:
         self.timing_table = root / "timing.csv"
         self.logs = root / "logs"
         self.report = root / "report"
+        self.broken = root / "broken"
 
     def index(self, split: str) -> Path:
         return self.root / "index" / f"{split}.csv"
@@ -55,9 +61,9 @@ class RunFolder:
 
 @contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file that appears under `path` complete or not at all, and is on disk when the block ends."""
+    """A file that appears under `path` complete or not at all, and is synced to disk when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         text = "b" not in mode
         with temporary.open(mode, encoding="utf-8" if text else None, newline="" if text else None) as file:
@@ -65,29 +71,81 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears under `path` complete or not at all; `path` must not exist yet."""
+    """A folder that appears under `path` complete or not at all, and is synced to disk when the block ends.
+
+    Write its files with plain `open`: all of them are synced together, which is much faster than one at a time.
+
+    Raises:
+        OSError: `path` exists and is not empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.tmp"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    remove_leftovers(path.parent, path.name)
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
+        for folder, _, files in os.walk(temporary, topdown=False):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
         temporary.rename(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Delete the temporary files and folders of killed processes directly inside `folder`.
+
+    Args:
+        name: of the file or folder that was being written; all of them if empty.
+    """
+    for path in folder.glob(".*.tmp"):
+        writer = _TEMPORARY.fullmatch(path.name)
+        if name and not (writer and writer["name"] == name):
+            continue
+        if not _is_abandoned(path):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A temporary name beside `path` that says which process of which host writes it."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether the writer is dead: its process is gone, or (on another host) it has written nothing for a day."""
+    writer = _TEMPORARY.fullmatch(temporary.name)
+    if writer and writer["host"] == _host():
+        try:
+            os.kill(int(writer["pid"]), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass  # the process exists
+    try:
+        return time.time() - temporary.stat().st_mtime > _ABANDONED_S
+    except OSError:
+        return False  # its writer has just renamed it
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -111,7 +169,7 @@ def read_json(path: Path) -> Any:
 
 
 def differences(made_by: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One text for each value that is not the same."""
+    """A line for each value that differs."""
     keys = [*wanted, *(key for key in made_by if key not in wanted)]
     return [
         f"{key}: made with {made_by.get(key, _MISSING)!r}, now {wanted.get(key, _MISSING)!r}"
@@ -121,20 +179,24 @@ def differences(made_by: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def check_stamp(folder: Path, wanted: dict[str, Any], name: str = STAMP) -> None:
-    """Refuse a folder that another configuration made; a folder without a stamp is fine."""
+    """Refuse a folder that was made with another configuration; a folder without a stamp is accepted.
+
+    Raises:
+        UserError: lists every value that differs.
+    """
     if not (folder / name).exists():
         return
     found = differences(read_json(folder / name), wanted)
     if found:
         raise UserError(
-            "was made by another configuration:\n    " + "\n    ".join(found),
+            "was made with another configuration:\n    " + "\n    ".join(found),
             where=str(folder),
-            remedy="give another run folder (--run), set the value back, or delete this folder to make it anew",
+            remedy="choose another run folder (--run), restore the value, or delete this folder to make it again",
         )
 
 
 def stamp(folder: Path, wanted: dict[str, Any], name: str = STAMP) -> None:
-    """Check the folder's stamp, or write it where there is none."""
+    """Check the folder's stamp, or write it if there is none."""
     check_stamp(folder, wanted, name)
     if not (folder / name).exists():
         write_json(folder / name, wanted)
@@ -148,14 +210,54 @@ def mark_done(folder: Path, content: dict[str, Any] | None = None) -> None:
     write_json(folder / DONE, content or {})
 
 
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Size in bytes of every file below the folder, by relative path; without markers, checkpoints and leftovers."""
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.name not in (DONE, CHECKPOINT) and not _TEMPORARY.fullmatch(path.name) and path.is_file()
+    }
+
+
+def broken_files(folder: Path) -> list[str]:
+    """The files that `done.json` lists (`files`: their sizes) and that are missing or have another size now.
+
+    Contents are not read, so this is cheap.
+    """
+    try:
+        files = read_json(folder / DONE).get("files", {})
+    except UserError as error:
+        return [f"{DONE}: {error.what}"]
+    found = []
+    for name, size in files.items():
+        try:
+            actual = (folder / name).stat().st_size
+        except FileNotFoundError:
+            found.append(f"{name}: missing")
+            continue
+        if actual != size:
+            found.append(f"{name}: {actual} bytes instead of {size}")
+    return found
+
+
+def set_aside(run: RunFolder, folder: Path) -> Path:
+    """Move a folder of the run to broken/, and return its new place."""
+    name = folder.relative_to(run.root).as_posix().replace("/", "-")
+    run.broken.mkdir(exist_ok=True)
+    target = run.broken / f"{name}-{secrets.token_hex(4)}"
+    folder.rename(target)
+    _sync(run.root)
+    return target
+
+
 def stage_identity(config: Config, stage: Stage, run: RunFolder) -> dict[str, Any]:
-    """The configuration values a stage depends on, and which images the run was set up with."""
+    """The options that the stage's results depend on, and the fingerprint of the run's images."""
     dataset = read_json(run.dataset)
     return identity(config, stage) | {"data.fingerprint": dataset["fingerprint"]}
 
 
 def stage_folders(run: RunFolder) -> Iterator[tuple[Stage, Path]]:
-    """Every folder that carries a stamp."""
+    """Every folder that may carry a stamp, with its stage."""
     yield "squeeze", run.teacher
     yield "rank", run.rank
     yield "select", run.selected

@@ -1,9 +1,12 @@
-"""Progress of long work: a live bar on a terminal, a line now and then in a log, nothing when quiet."""
+"""Progress of long work on standard error: a live bar on a terminal, an occasional line in a log, nothing if quiet."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-LOG_SECONDS = 20.0
+LOG_SECONDS = 20.0  # between two lines of a log
 
 
 class Bar:
-    """One piece of work with a known number of steps."""
+    """The progress of work with a known number of steps."""
 
     def __init__(self, title: str, total: int, live: Progress | None, log: Console | None) -> None:
         self._title, self._total = title, total
@@ -30,7 +33,7 @@ class Bar:
         self._started = self._logged = time.monotonic()
 
     def resume(self, steps: int) -> None:
-        """Steps that an earlier process has done: they count, but say nothing about the speed."""
+        """Count steps that an earlier process has done; they do not enter the estimate of the remaining time."""
         self._done = self._before = steps
         self._started = time.monotonic()
         if self._live and self._task is not None:
@@ -53,14 +56,14 @@ class Bar:
 
 
 class Reporter:
-    """Where a process tells what it does: standard error."""
+    """Writes messages and progress to standard error. The work goes on if that is closed."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(file=sys.stderr, quiet=quiet, soft_wrap=True)
+        self._console = Console(file=cast(TextIO, _StandardError()), quiet=quiet, soft_wrap=True)
         self._quiet = quiet
 
     def say(self, text: str) -> None:
-        """A line that stands in the log as well as on a terminal."""
+        """Print a line, on a terminal and in a log."""
         self._console.print(text, highlight=False, markup=False)
 
     @contextmanager
@@ -78,3 +81,33 @@ class Reporter:
         )
         with Progress(*columns, console=self._console, transient=True) as live:
             yield Bar(title, total, live, None)
+
+
+class _StandardError:
+    """sys.stderr, but once writing fails (the reader of the pipe is gone), later output is discarded."""
+
+    def __init__(self) -> None:
+        # sys.stderr is None if the process was started with the descriptor closed.
+        self._stream = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the end
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._discard()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _discard(self) -> None:
+        """Send the descriptor to /dev/null, so that what is still buffered can be flushed at exit."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)

@@ -1,4 +1,4 @@
-"""A request to stop (SIGTERM or Ctrl-C): noted when it comes, obeyed between two steps, when state is consistent."""
+"""Stopping on SIGTERM or Ctrl-C: the signal is only noted; the work stops at the next point of consistent state."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ _WORKER_DEATH = "DataLoader worker (pid"
 
 
 class Interrupted(BaseException):
-    """The work stopped as it was asked to; the same command goes on from there.
+    """The work stopped on request; the same command resumes it.
 
     Attributes:
         exit_code: 128 + the number of the signal.
@@ -29,13 +29,13 @@ _requested: list[int] = []
 
 @contextmanager
 def on_signal() -> Iterator[None]:
-    """Inside, SIGTERM and the first Ctrl-C ask the work to stop instead of ending it. For the main thread.
+    """Inside the block, SIGTERM and the first Ctrl-C request a stop instead of ending the process.
 
-    After such a request, an error because a process that loads images has died counts as the stop. A second Ctrl-C
-    raises KeyboardInterrupt at once. SIGINT stays ignored where it was.
+    For the main thread only. After such a request, an error because a process that loads images has died counts as the
+    stop. A second Ctrl-C raises KeyboardInterrupt at once. SIGINT stays ignored where it was.
 
     Raises:
-        Interrupted: the work has stopped as it was asked to.
+        Interrupted: the work stopped on request.
     """
     numbers = [signal.SIGTERM, *([] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGINT])]
     before = {number: signal.signal(number, _note) for number in numbers}
@@ -52,14 +52,15 @@ def on_signal() -> Iterator[None]:
 
 
 def requested() -> bool:
+    """Whether a stop was requested."""
     return bool(_requested)
 
 
 def check() -> None:
-    """Stop here if that was asked for.
+    """Stop here if a stop was requested.
 
     Raises:
-        Interrupted: it was.
+        Interrupted: a stop was requested.
     """
     if _requested:
         raise Interrupted(_requested[0])

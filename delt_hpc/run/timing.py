@@ -1,4 +1,4 @@
-"""Timing records: one line a unit of work, appended by the process that did it; one table of all of them."""
+"""Timing records: each process appends a line per unit of work to a file of its own; `gather` makes one table."""
 
 import json
 import os
@@ -21,16 +21,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Record:
-    """Time spent on a unit of work.
+    """The cost of a unit of work.
 
     Attributes:
-        unit: class range, batch, or student-seed-arm.
-        round: of a recovery batch; None elsewhere.
-        seconds: wall clock.
-        images: different images worked on.
+        unit: a class range, a batch, or student-seed-arm.
+        round: the round of a recovery batch; None for other stages.
+        seconds: wall-clock time.
+        images: number of different images.
         image_iterations: images times passes over them.
-        data_wait_s: seconds the computation waited for images.
-        compile_s: seconds of compilation.
+        data_wait_s: seconds spent waiting for images.
+        compile_s: seconds spent compiling.
     """
 
     stage: Stage
@@ -44,7 +44,7 @@ class Record:
 
 
 def record(run: RunFolder, entry: Record, device: torch.device) -> None:
-    """Append the record to this process's own file of the run folder."""
+    """Append the record to this process's own file in timing/."""
     rate = entry.image_iterations / entry.seconds if entry.seconds > 0 else 0.0
     line = asdict(entry) | {
         "image_iterations_per_s": rate,
@@ -58,10 +58,12 @@ def record(run: RunFolder, entry: Record, device: torch.device) -> None:
     path = run.timing / f"{entry.stage}-{platform.node()}-{os.getpid()}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def gather(run: RunFolder) -> pd.DataFrame:
-    """All records of the run as one table, oldest first; also written to timing.csv."""
+    """All records of the run as one table, in order of their start; also written to timing.csv."""
     rows = [row for path in sorted(run.timing.glob("*.jsonl")) for row in _lines(path.read_text(encoding="utf-8"))]
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("started", kind="stable", ignore_index=True)
     table["round"] = table["round"].astype("Int64")
@@ -74,7 +76,7 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held since the process started: the GPU's where it works on one, else the process's own."""
+    """Peak memory since the process started, MiB: that of the GPU if `device` is one, else the process's own."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource  # noqa: PLC0415 - POSIX only
@@ -83,13 +85,13 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def task_name() -> str:
-    """The Slurm task that this process is, or nothing."""
+    """The Slurm job (with array index) that this process belongs to; empty without Slurm."""
     job, element = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{element}" if job else os.environ.get("SLURM_JOB_ID", "")
 
 
 def _lines(text: str) -> list[dict[str, object]]:
-    """The complete lines: a killed process may have left half a one at the end."""
+    """The complete lines; a killed process may have left an incomplete last one."""
     rows = []
     for line in text.splitlines():
         try:

@@ -1,4 +1,4 @@
-"""Aggregate: one ImageFolder distilled/ of all batches, checked; and one table of all timing records."""
+"""Aggregate: the images of all batches as one checked ImageFolder in distilled/; all timing records as one table."""
 
 import hashlib
 import shutil
@@ -15,32 +15,42 @@ from delt_hpc.recovery.batches import plan
 from delt_hpc.run import stop, timing
 from delt_hpc.run.folder import is_done, read_json, write_json
 
-_TEXTS = {"file": str, "source": str}
-# Where files lay on the machine that made the set is nobody else's business.
-_PLACES: Any = {"machine": True, "data": {"root"}, "teacher": {"checkpoint"}, "rank": {"csv"}}
+_STRINGS = {"file": str, "source": str}
+# Paths on this machine stay out of the published configuration.
+_PRIVATE: Any = {"machine": True, "data": {"root"}, "teacher": {"checkpoint"}, "rank": {"csv"}}
 
 
 def aggregate(context: Context) -> None:
-    """Assemble the distilled set, or check the one that is there.
+    """Assemble the distilled set, or check the existing one; a broken one is set aside and made again.
 
     Raises:
-        UserError: naming every batch and image that is missing or damaged.
-        Interrupted: a stop was requested; no part of the set is left behind.
+        UserError: lists every batch and image that is missing or damaged.
+        Interrupted: a stop was requested; the unfinished folder is deleted.
     """
     run = context.run
     stage = StageFolder(context, "aggregate", run.distilled)
-    if not stage.done:
-        table = _collect(context)
+    faults = _problems(run.distilled) if is_done(run.distilled) else ["not made yet"]
+    if faults:
+        table = _collect(context)  # before the broken set is moved: it may be impossible to make it again
+        if is_done(run.distilled):
+            stage.set_aside(faults)
         with stage.whole() as folder:
             _assemble(context, table, folder)
+        _require(_problems(run.distilled), run.distilled, "check the disk, delete the folder and run `aggregate` again")
         stage.record("all", len(table))
         context.reporter.say(f"aggregate: {len(table)} images in {run.distilled}")
-    _require(manifest.problems(run.distilled), run.distilled, "delete the folder and run `aggregate` again")
     timing.gather(run)
 
 
+def _problems(folder: Path) -> list[str]:
+    try:
+        return manifest.problems(folder)
+    except UserError as error:
+        return [error.what]
+
+
 def _collect(context: Context) -> pd.DataFrame:
-    """images.csv of all batches, in class order; `path` says where each image lies."""
+    """images.csv of all batches, in class order, with the `path` of each image."""
     run, config = context.run, context.config
     faults: list[str] = []
     parts: list[pd.DataFrame] = []
@@ -52,7 +62,7 @@ def _collect(context: Context) -> pd.DataFrame:
             if not is_done(folder):
                 faults.append(f"recover/{batch.id}: not finished (classes {batch.first}-{batch.last})")
                 continue
-            part = pd.read_csv(folder / "images.csv", dtype=_TEXTS, keep_default_na=False)
+            part = pd.read_csv(folder / "images.csv", dtype=_STRINGS, keep_default_na=False)
             part["path"] = [str(folder / file) for file in part["file"]]
             for path, file in zip(part["path"], part["file"], strict=True):
                 fault = manifest.image_fault(Path(path), context.dataset.spec.size)
@@ -60,7 +70,7 @@ def _collect(context: Context) -> pd.DataFrame:
                     faults.append(f"recover/{batch.id}/{file}: {fault}")
             parts.append(part)
             bar.advance()
-    _require(faults, run.recover, "run `recover` again; of a damaged batch delete its folder first")
+    _require(faults, run.recover, "run `recover` again, for a damaged batch after deleting its folder")
     return pd.concat(parts, ignore_index=True).sort_values(["class_index", "number"], ignore_index=True)
 
 
@@ -69,7 +79,7 @@ def _assemble(context: Context, table: pd.DataFrame, folder: Path) -> None:
     table["class"] = [folders[i] for i in table["class_index"]]
     files, digests = [], []
     for path, name, number in zip(table["path"], table["class"], table["number"], strict=True):
-        stop.check()  # `whole` then leaves nothing behind
+        stop.check()
         content = Path(path).read_bytes()
         file = f"{name}/{number:05d}{Path(path).suffix}"
         (folder / name).mkdir(exist_ok=True)
@@ -82,15 +92,15 @@ def _assemble(context: Context, table: pd.DataFrame, folder: Path) -> None:
     facts = {
         "spec": context.dataset.spec.to_json(),
         "ipc": context.config.select.ipc,
-        "config": context.config.model_dump(mode="json", exclude=_PLACES),
+        "config": context.config.model_dump(mode="json", exclude=_PRIVATE),
     }
     write_json(folder / manifest.FACTS, facts)
-    about = read_json(context.run.teacher / teacher.CARD)
-    (folder / manifest.CARD).write_text(card.render(context.config, context.dataset, about), encoding="utf-8")
+    teacher_card = read_json(context.run.teacher / teacher.CARD)
+    (folder / manifest.CARD).write_text(card.render(context.config, context.dataset, teacher_card), encoding="utf-8")
 
 
 def _require(faults: list[str], folder: Path, remedy: str) -> None:
     if faults:
         raise UserError(
-            f"{len(faults)} missing or damaged:\n    " + "\n    ".join(faults), where=str(folder), remedy=remedy
+            f"{len(faults)} item(s) missing or damaged:\n    " + "\n    ".join(faults), where=str(folder), remedy=remedy
         )

@@ -1,4 +1,4 @@
-"""Evaluate: fresh students trained on the distilled images, and on real ones, judged on the real validation set."""
+"""Evaluate: students trained from scratch on distilled and on real images, tested on the real validation set."""
 
 import math
 from collections.abc import Callable
@@ -31,21 +31,21 @@ RESULT, HISTORY = "result.json", "history.csv"
 
 
 def evaluate(context: Context, only: Trial | None = None) -> None:
-    """Train and judge every student x seed x arm that is not finished yet, or only one of them."""
+    """Train and test every student x seed x arm that is not finished yet, or only one of them."""
     config = context.config.evaluate
     chosen = [only] if only else trials(config)
     folders = {trial: StageFolder(context, "evaluate", trial.folder(context.run)) for trial in chosen}
-    wanted = [trial for trial, folder in folders.items() if not folder.done]
-    if not wanted:
+    unfinished = [trial for trial, folder in folders.items() if not folder.done()]
+    if not unfinished:
         return
-    _require_inputs(context, wanted)
+    _require_inputs(context, unfinished)
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
     val = context.validation_set()
-    for number, trial in enumerate(wanted, start=1):
+    for number, trial in enumerate(unfinished, start=1):
         folder = folders[trial]
         folder.start()
         job = _training(context, trial, network, val, folder.checkpoint)
-        title = f"evaluate {number}/{len(wanted)}: {trial.id}"
+        title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
         split = "train" if trial.images == "random" else trial.images
@@ -53,11 +53,11 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         _finish(context, trial, folder, job.model, outcome)
 
 
-def _require_inputs(context: Context, wanted: list[Trial]) -> None:
+def _require_inputs(context: Context, unfinished: list[Trial]) -> None:
     run = context.run
     for images, folder, stage in (("distilled", run.distilled, "aggregate"), ("selected", run.selected, "select")):
-        if any(trial.images == images for trial in wanted) and not is_done(folder):
-            raise UserError("is not finished", where=str(folder), remedy=f"run the stage `{stage}` first")
+        if any(trial.images == images for trial in unfinished) and not is_done(folder):
+            raise UserError("is missing or not finished", where=str(folder), remedy=f"run the stage `{stage}` first")
 
 
 def _finish(context: Context, trial: Trial, folder: StageFolder, student: nn.Module, outcome: Outcome) -> None:
@@ -90,12 +90,12 @@ def _finish(context: Context, trial: Trial, folder: StageFolder, student: nn.Mod
 
 def _training(context: Context, trial: Trial, network: nn.Module, val: ValidationSet, checkpoint: Path) -> Training:
     config, dataset, seed = context.config.evaluate, context.dataset, context.config.seed
-    # Arms share their draws, so that they differ by images and labels alone.
+    # All arms use the same random draws, so that they differ only in images and labels.
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
         student = build(trial.student, len(dataset.classes), dataset.spec.size).to(context.device)
     optimizer = torch.optim.AdamW(student.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     index = _index(context, trial)
-    least, most = config.crop_scale
+    smallest, largest = config.crop_scale
     return Training(
         model=student,
         optimizer=optimizer,
@@ -106,7 +106,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
             index=index,
             positions=np.arange(len(index)),
             spec=dataset.spec,
-            augmentation=Augmentation((least, most), config.randaugment),
+            augmentation=Augmentation((smallest, largest), config.randaugment),
             batch_size=config.batch_size,
             key=(seed, "evaluate", trial.seed),
             loader_config=context.loader_config,
@@ -121,7 +121,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
 
 
 def _index(context: Context, trial: Trial) -> Index:
-    """The images a student is trained on, `ipc` a class."""
+    """The training images of the student, `ipc` per class."""
     if trial.images == "distilled":
         return manifest.index(context.run.distilled)
     if trial.images == "selected":
@@ -138,21 +138,21 @@ def _index(context: Context, trial: Trial) -> Index:
 
 
 def learning_rate(config: Evaluate) -> Callable[[float], float]:
-    """lr (1 + cos(pi t / E)) / 2 of epoch t; `cosine_half` has 2E for E, as published, and ends at half the rate."""
+    """lr (1 + cos(pi t / E)) / 2 at epoch t; with 2E instead of E for `cosine_half`, which so ends at half the rate."""
     span = config.epochs * (2 if config.lr_schedule == "cosine_half" else 1)
     return lambda epoch: config.lr * (1 + math.cos(math.pi * epoch / span)) / 2
 
 
 def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """KL divergence to the teacher's answer on the very images of the step, both softened by the temperature."""
+    """KL divergence to the teacher's output for the same augmented images, both softened by the temperature."""
     temperature = config.temperature or (4.0 if config.mix == "mixup" else 20.0)
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
-            answer = network(images)
+            target = network(images)
         return F.kl_div(
             F.log_softmax(output.float() / temperature, 1),
-            F.log_softmax(answer.float() / temperature, 1),
+            F.log_softmax(target.float() / temperature, 1),
             reduction="batchmean",
             log_target=True,
         )
@@ -161,12 +161,12 @@ def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor,
 
 
 def hard_loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy; labels are class indices, or mixtures [B, classes] of mixed images."""
+    """Cross-entropy; labels are class indices [B], or mixed labels [B, classes]."""
     return F.cross_entropy(output, labels)
 
 
 def mixing(kind: str, classes: int, *key: Key) -> Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None:
-    """CutMix or MixUp of a batch (torchvision's, Beta(1, 1)), drawn by (key, epoch, step)."""
+    """CutMix or MixUp of a batch (torchvision's, Beta(1, 1)); random draws depend on (key, epoch, step) only."""
     if kind == "none":
         return None
     transform = {"cutmix": v2.CutMix, "mixup": v2.MixUp}[kind](num_classes=classes)

@@ -1,4 +1,4 @@
-"""Rank: the true-class probability of every training image under the teacher, a file a class, then ranking.csv."""
+"""Rank: the teacher's true-class probability of every training image; one file per class, then ranking.csv."""
 
 import time
 from pathlib import Path
@@ -21,24 +21,25 @@ READ_BY = "read_by.json"
 
 
 def rank(context: Context, classes: ClassRange | None = None) -> None:
-    """Rank the classes of the range; write ranking.csv when no class is missing any more.
+    """Rank the classes of the range, and write ranking.csv once all classes are ranked.
 
-    Classes that different decoders or versions of them have read are not put into one ranking.
+    Raises:
+        UserError: other classes of this run were read by another image decoder or version, which changes scores.
     """
     run, config = context.run, context.config
     classes = context.class_range(classes)
     stage = StageFolder(context, "rank", run.rank)
-    if stage.done:
+    if stage.done():
         return
     stage.start()
     if config.rank.csv:
         write_ranking(run.ranking, read_given(config.rank.csv, context.dataset.train, context.dataset.classes))
         stage.finish({"given": str(config.rank.csv)})
         return
-    wanted = [c for c in classes.indices if not _path(context, c).exists()]
-    if wanted:
+    missing = [c for c in classes.indices if not _path(context, c).exists()]
+    if missing:
         stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
-        _score(context, stage, wanted)
+        _score(context, stage, missing)
     if all(_path(context, c).exists() for c in range(len(context.dataset.classes))):
         parts = [read_ranking(_path(context, c)) for c in range(len(context.dataset.classes))]
         write_ranking(run.ranking, pd.concat(parts, ignore_index=True))
@@ -49,7 +50,7 @@ def _path(context: Context, class_index: int) -> Path:
     return context.run.class_ranking(class_index)
 
 
-def _score(context: Context, stage: StageFolder, wanted: list[int]) -> None:
+def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
     config, index, spec, loader_config = (
         context.config.rank,
         context.dataset.train,
@@ -57,36 +58,36 @@ def _score(context: Context, stage: StageFolder, wanted: list[int]) -> None:
         context.loader_config,
     )
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
-    positions = np.concatenate([index.positions(c, c) for c in wanted])
+    positions = np.concatenate([index.positions(c, c) for c in missing])
     results = np.full(len(index), np.nan)
     bad, finished = BadFiles(loader_config.on_bad), 0
-    began = asked = time.perf_counter()
+    began = requested = time.perf_counter()
     waited = 0.0
     with context.reporter.bar("rank", len(positions)) as bar:
         for images, places in evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad):
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             results[places] = scores(network, images, index.labels[places], config.precision)
-            # Images come in class order: what lies before this batch's last class is complete.
-            while wanted[finished] < index.labels[places[-1]]:
-                _finish(context, stage, wanted[finished], results, bad)
+            # Images come in class order: all classes before that of the batch's last image are complete.
+            while missing[finished] < index.labels[places[-1]]:
+                _finish(context, stage, missing[finished], results, bad)
                 finished += 1
             bar.advance(len(places))
             stop.check()
-            asked = time.perf_counter()
-    for class_index in wanted[finished:]:
+            requested = time.perf_counter()
+    for class_index in missing[finished:]:
         _finish(context, stage, class_index, results, bad)
     seconds = time.perf_counter() - began
-    unit = str(ClassRange(wanted[0], wanted[-1]))
+    unit = str(ClassRange(missing[0], missing[-1]))
     stage.record(unit, len(positions), seconds=seconds, data_wait_s=waited)
     if bad.files:
-        context.reporter.say(f"rank: {len(bad.files)} unreadable image(s) left out, listed in {context.run.rank}")
+        context.reporter.say(f"rank: {len(bad.files)} unreadable image(s) skipped, listed in {context.run.rank}")
 
 
 def _finish(context: Context, stage: StageFolder, class_index: int, results: np.ndarray, bad: BadFiles) -> None:
-    """Write a class's files; the ranking last, for it says that the class is finished."""
+    """Write a class's files; the ranking last, because it marks the class as finished."""
     index, folder = context.dataset.train, context.dataset.classes.folders[class_index]
-    left_out = [file for file in bad.files if index.labels[file.position] == class_index]
-    stage.list_skipped({"train": left_out}, prefix=f"{class_index:05d}.")
+    skipped = [file for file in bad.files if index.labels[file.position] == class_index]
+    stage.list_skipped({"train": skipped}, prefix=f"{class_index:05d}.")
     positions = index.positions(class_index, class_index)
-    ranked = positions[~np.isin(positions, [file.position for file in left_out])]
+    ranked = positions[~np.isin(positions, [file.position for file in skipped])]
     write_ranking(_path(context, class_index), rank_class(index, ranked, results[ranked], folder, class_index))

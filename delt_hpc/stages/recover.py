@@ -18,7 +18,7 @@ def recover(context: Context, classes: ClassRange | None = None) -> None:
     all_batches = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     batches = of_classes(all_batches, classes)
     StageFolder(context, "recover", run.recover).start()
-    unfinished = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done]
+    unfinished = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done()]
     if not unfinished:
         return
     if config.recover.init == "selected" and not is_done(run.selected):

@@ -1,4 +1,4 @@
-"""report: what was distilled, how well students learn from it and what it cost, as HTML, Markdown and JSON."""
+"""Report: what was distilled, how well students learn from it and what it cost, as HTML, Markdown and JSON."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,24 +13,25 @@ from delt_hpc.data.transforms import BadImageError
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.ranking import selection
-from delt_hpc.report import accuracy, figures, losses, page, pairs, similarity
+from delt_hpc.report import accuracy, diversity, figures, losses, page
 from delt_hpc.report.collect import READ_BY, collect
 from delt_hpc.report.content import Diversity, Missing, Report
 from delt_hpc.report.drawing import Chart
-from delt_hpc.report.strips import strip
+from delt_hpc.report.samples import Pair, draw_strip, read_pairs
 from delt_hpc.run import timing
 from delt_hpc.run.folder import (
     DONE,
     RunFolder,
     is_done,
     read_json,
+    remove_leftovers,
     write_json,
     write_text,
     writing,
 )
 from delt_hpc.version import VERSION
 
-PAGE, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
+PAGE, MARKDOWN, NUMBERS, FIGURES = "report.html", "report.md", "report.json", "figures"
 
 
 def report(context: Context) -> Path:
@@ -42,23 +43,24 @@ def report(context: Context) -> Path:
     run, target = context.run, context.run.report / PAGE
     stage = StageFolder(context, "report", run.report, stamped=False)
     inputs = fingerprints(context.config, run)
-    if stage.done and _is_current(run, inputs):
+    if is_done(run.report) and _is_current(run, inputs):
         return target
     stage.start()
-    found = pairs.read(run) if is_done(run.distilled) else []
-    content = collect(context.config, run, context.dataset, found, _diversity(context, found))
+    remove_leftovers(run.report / FIGURES)
+    pairs = read_pairs(run) if is_done(run.distilled) else []
+    content = collect(context.config, run, context.dataset, pairs, _diversity(context, pairs))
     charts, strips = figures.draw(content), _strips(run, context.dataset, content)
     _write_pictures(run, charts.values(), strips)
     write_text(run.report / MARKDOWN, page.markdown(content, charts))
     write_json(run.report / NUMBERS, content.to_json())
     write_text(target, page.html(content, charts, strips))
     stage.finish({"inputs": inputs})
-    stage.record("all", len(found))
+    stage.record("all", len(pairs))
     return target
 
 
 def fingerprints(config: Config, run: RunFolder) -> dict[str, str]:
-    """What the report is made from: SHA-256 of the configuration, timing records, tables and markers that it reads."""
+    """The inputs of the report: SHA-256 of the configuration, timing records, tables and markers that it reads."""
     records = timing.gather(run)
     shown = records[records["stage"] != "report"].to_csv(index=False)
     made = {"version": VERSION, "config": _sha256(config.model_dump_json().encode()), "timing": _sha256(shown.encode())}
@@ -87,26 +89,26 @@ def _is_current(run: RunFolder, inputs: dict[str, str]) -> bool:
     return complete and read_json(run.report / DONE).get("inputs") == inputs
 
 
-def _diversity(context: Context, found: Sequence[pairs.Pair]) -> Diversity | Missing:
-    if not found:
+def _diversity(context: Context, pairs: Sequence[Pair]) -> Diversity | Missing:
+    if not pairs:
         return Missing("There are no distilled images to measure yet.", "aggregate")
-    if len(found) == len({pair.class_index for pair in found}):
+    if len(pairs) == len({pair.class_index for pair in pairs}):
         return Missing("With one image per class there is nothing to compare.")
     if not is_done(context.run.teacher):
         return Missing("There is no teacher to measure with yet.", "squeeze")
     try:
-        return similarity.measure(context.run, context.dataset, found, context.config.rank.batch_size, context.device)
+        return diversity.measure(context.run, context.dataset, pairs, context.config.rank.batch_size, context.device)
     except UserError as error:
         return Missing(f"It could not be measured: {error.what}.")
 
 
 def _strips(run: RunFolder, dataset: Dataset, content: Report) -> dict[int, bytes]:
-    """PNG of each class shown."""
+    """The PNG of each sample class, by class index."""
     drawn: dict[int, bytes] = {}
     for sample in content.samples:
         file = BytesIO()
         try:
-            strip(run, sample, dataset.spec).save(file, format="PNG", optimize=True)
+            draw_strip(run, sample, dataset.spec).save(file, format="PNG", optimize=True)
         except BadImageError as error:
             raise UserError(
                 f"unreadable image: {error}",
@@ -121,7 +123,7 @@ def _write_pictures(run: RunFolder, sections: Iterable[Sequence[Chart]], strips:
     pictures = {chart.name: chart.png for charts in sections for chart in charts}
     pictures |= {f"samples-{index:05d}": png for index, png in strips.items()}
     for name, png in pictures.items():
-        with writing(run.report / "figures" / f"{name}.png") as file:
+        with writing(run.report / FIGURES / f"{name}.png") as file:
             file.write(png)
 
 

@@ -1,4 +1,4 @@
-"""Squeeze: a frozen teacher with BatchNorm in teacher/: trained here, torchvision's, or from a checkpoint."""
+"""Squeeze: a frozen teacher with BatchNorm in teacher/; trained here, from torchvision or from a checkpoint."""
 
 import math
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
 
 
 def squeeze(context: Context) -> None:
-    """Leave the teacher's weights, card and history in teacher/."""
+    """Train or load the teacher; write its weights, card and training history to teacher/."""
     run, config = context.run, context.config
     folder = StageFolder(context, "squeeze", run.teacher)
-    if folder.done:
+    if folder.done():
         return
     folder.start()
     dataset, name = context.dataset, config.teacher.model
@@ -41,7 +41,7 @@ def squeeze(context: Context) -> None:
         passes = len(dataset.train) * len(outcome.history)
         folder.record(name, len(dataset.train), passes, seconds=outcome.seconds, data_wait_s=outcome.data_wait_s)
     else:
-        state, card["weights"] = _given(context)
+        state, card["weights"] = _pretrained(context)
         weights.fit(network, state, card["weights"])
         network.to(context.device)
         val = context.validation_set()
@@ -58,7 +58,7 @@ def squeeze(context: Context) -> None:
     context.reporter.say(f"squeeze: {name} ({card['weights']}) has {top1:.2f} % top-1 on the validation images")
 
 
-def _given(context: Context) -> tuple[weights.State, str]:
+def _pretrained(context: Context) -> tuple[weights.State, str]:
     chosen = context.config.teacher
     if chosen.source == "checkpoint":
         assert chosen.checkpoint
@@ -69,7 +69,7 @@ def _given(context: Context) -> tuple[weights.State, str]:
 
 
 def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome:
-    """SGD with Nesterov momentum, linear warm-up and cosine decay, random crops and mirroring."""
+    """SGD with Nesterov momentum, linear warm-up and cosine decay, random crops and horizontal flips."""
     squeeze, dataset, seed = context.config.squeeze, context.dataset, context.config.seed
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -84,7 +84,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(output, labels, label_smoothing=squeeze.label_smoothing)
 
-    least, most = squeeze.crop_scale
+    smallest, largest = squeeze.crop_scale
     job = Training(
         model=network,
         optimizer=optimizer,
@@ -96,7 +96,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
             index=dataset.train,
             positions=dataset.train.positions(0, len(dataset.classes) - 1),
             spec=dataset.spec,
-            augmentation=Augmentation((least, most)),
+            augmentation=Augmentation((smallest, largest)),
             batch_size=squeeze.batch_size,
             key=(seed, "squeeze"),
             loader_config=context.loader_config,
@@ -110,12 +110,16 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         outcome = job.run(bar)
     folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
     if not math.isfinite(outcome.history[-1].train_loss):
-        raise UserError("the teacher's training diverged", where="squeeze.lr", remedy="lower squeeze.lr")
+        raise UserError(
+            "the training of the teacher diverged: its loss is not finite",
+            where="squeeze.lr",
+            remedy="lower squeeze.lr",
+        )
     return outcome
 
 
 def warm_cosine(squeeze: Squeeze) -> Callable[[float], float]:
-    """Learning rate of an epoch with its fraction."""
+    """Learning rate as a function of the (fractional) epoch: linear warm-up, then cosine decay to zero."""
 
     def lr(epoch: float) -> float:
         warm = squeeze.warmup_epochs

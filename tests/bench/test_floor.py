@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from delt_hpc.bench.floor import Product, Work, work
-from delt_hpc.bench.peaks import Peak
+from delt_hpc.bench.peaks import STATED, Peak
 from delt_hpc.models.registry import build
 
-H200 = Peak(790e12, 4.3e12)
+H200 = Peak(790e12, 4.3e12)  # about what it reaches
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,17 @@ H200 = Peak(790e12, 4.3e12)
 def test_known_networks(network: str, size: int, gflop: float, ms: float) -> None:
     """100 images in bfloat16: twice the usual count of a forward pass, for the gradient takes as many."""
     with torch.random.fork_rng():
-        asked = work(build(network, 1000 if size == 224 else 200, size).eval(), size)
-    assert asked.flops(100) / 1e9 == pytest.approx(gflop, rel=0.002)
-    assert 1000 * asked.seconds(100, 2, H200) == pytest.approx(ms, rel=0.02)
+        needed = work(build(network, 1000 if size == 224 else 200, size).eval(), size)
+    assert needed.flops(100) / 1e9 == pytest.approx(gflop, rel=0.002)
+    assert 1000 * needed.seconds(100, 2, H200) == pytest.approx(ms, rel=0.02)
+
+
+@pytest.mark.parametrize(("device", "ms"), [("H100", 1.63), ("H200", 1.33)])
+def test_floors_at_stated_speeds(device: str, ms: float) -> None:
+    """As docs/benchmarks/README.md has them."""
+    needed = work(build("resnet18", 1000, 224).eval(), 224)
+    assert 1000 * needed.seconds(100, 2, STATED[device]) == pytest.approx(ms, abs=0.005)
+    assert needed.bytes(100, 2) / 1e9 == pytest.approx(4.45, abs=0.005)
 
 
 def test_a_chain_by_hand() -> None:
@@ -30,9 +38,9 @@ def test_a_chain_by_hand() -> None:
         nn.Linear(8, 5),
     )  # fmt: skip
     x, pooled = 2 * 16, 2 * 4
-    asked = work(network.eval(), 4)
-    assert asked.products == (Product(2 * 16 * 2 * 27, 3 * 16 + x, 54), Product(2 * 8 * 5, 8 + 5, 40))
-    assert asked.between == (x + pooled) + (pooled + 2 * x)
+    needed = work(network.eval(), 4)
+    assert needed.products == (Product(2 * 16 * 2 * 27, 3 * 16 + x, 54), Product(2 * 8 * 5, 8 + 5, 40))
+    assert needed.between == (x + pooled) + (pooled + 2 * x)
 
 
 class Block(nn.Module):
@@ -70,12 +78,12 @@ def test_a_shortcut_with_a_batch_norm_is_one_pass_with_the_sum() -> None:
 
 
 def test_operations_or_bytes_hold_up_a_product_and_bytes_the_rest() -> None:
-    asked = Work((Product(flops=100, activations=10, weights=7),), between=30)
-    assert asked.flops(4) == 2 * 4 * 100
-    assert asked.bytes(4, 2) == 2 * (2 * (4 * 10 + 7) + 4 * 30)
+    needed = Work((Product(flops=100, activations=10, weights=7),), between=30)
+    assert needed.flops(4) == 2 * 4 * 100
+    assert needed.bytes(4, 2) == 2 * (2 * (4 * 10 + 7) + 4 * 30)
     busy, starved = Peak(1.0, 1e3), Peak(1e9, 1.0)
-    assert asked.seconds(4, 2, busy) == pytest.approx(asked.flops(4) + 2 * 4 * 30 / 1e3)
-    assert asked.seconds(4, 2, starved) == pytest.approx(asked.bytes(4, 2))
+    assert needed.seconds(4, 2, busy) == pytest.approx(needed.flops(4) + 2 * 4 * 30 / 1e3)
+    assert needed.seconds(4, 2, starved) == pytest.approx(needed.bytes(4, 2))
 
 
 def test_the_network_is_left_alone() -> None:

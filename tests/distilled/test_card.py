@@ -1,4 +1,4 @@
-"""The card of a distilled set says what was done, in tables that are tables."""
+"""The card of a distilled data set."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_it_is_whole_markdown(config: Config) -> None:
+def test_it_is_well_formed_markdown(config: Config) -> None:
     text = text_of(config)
     assert text.startswith("# digits, distilled: ")
     assert [line for line in text.splitlines() if line.startswith("|") and line.count("|") != 3] == []
@@ -52,7 +52,7 @@ def test_it_is_whole_markdown(config: Config) -> None:
 def test_numbers() -> None:
     text = text_of(Config(seed=7, select=Select(ipc=2), recover=Recover(iterations=400, round_iterations=100, lr=0.5)))
     assert "digits, distilled: 2 images per class" in text
-    assert "6 synthetic images that stand for the 12 training images" in text
+    assert "6 synthetic images distilled from the 12 training images" in text
     assert "(3 classes, 16 x 16 pixels)" in text
     assert row(text, "teacher") == "convnet3, trained here, 98.61 % top-1"
     assert row(text, "optimisation") == "400 iterations, 4 rounds, Adam, lr 0.5"
@@ -70,7 +70,7 @@ def test_one_image_and_one_round_are_singular() -> None:
     ("method", "cited"),
     [("delt", "DELT (arXiv 2411.19946)"), ("cda", "CDA (arXiv 2311.18838)"), ("sre2l", "SRe2L (arXiv 2306.13092)")],
 )
-def test_the_method_is_cited_as_itself(method: Any, cited: str) -> None:
+def test_the_method_is_cited(method: Any, cited: str) -> None:
     text = text_of(Config(method=method))
     assert row(text, "method").startswith(f"{cited}, delt-hpc ")
     assert text.count("arXiv") == 1
@@ -79,21 +79,21 @@ def test_the_method_is_cited_as_itself(method: Any, cited: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "start"),
     [
-        ({}, "the medium images of a ranking by the teacher"),
-        ({"select": Select(strategy="top")}, "the top images of a ranking by the teacher"),
-        ({"rank": Rank(csv=Path("given.csv"))}, "the medium images of a given ranking"),
+        ({}, "the middle of the teacher's ranking"),
+        ({"select": Select(strategy="top")}, "the easiest images of the teacher's ranking"),
+        ({"rank": Rank(csv=Path("given.csv"))}, "the middle of an existing ranking"),
         ({"select": Select(strategy="random")}, "training images drawn at random"),
         ({"recover": Recover(init="noise")}, "Gaussian noise"),
     ],
 )
-def test_where_the_images_start(changes: dict[str, Any], start: str) -> None:
-    assert row(text_of(Config(**changes)), "start") == start
+def test_the_origin_of_the_initial_images_is_stated(changes: dict[str, Any], start: str) -> None:
+    assert row(text_of(Config(**changes)), "initial images") == start
 
 
 def test_a_teacher_that_was_never_validated() -> None:
     assert row(text_of(Config(), TEACHER | {"val_accuracy": None}), "teacher") == "convnet3, trained here"
 
 
-def test_the_user_is_warned_where_imagefolder_would_label_otherwise() -> None:
-    assert "ImageFolder's labels are the class map's" in text_of(Config(data=Data()), folders=("00010", "10", "9"))
-    assert "not in ImageFolder's order" in text_of(Config(), folders=("9", "10", "00010"))
+def test_users_are_warned_if_imagefolder_assigns_other_labels() -> None:
+    assert "The labels of ImageFolder are those of" in text_of(Config(data=Data()), folders=("00010", "10", "9"))
+    assert "The labels of ImageFolder differ" in text_of(Config(), folders=("9", "10", "00010"))

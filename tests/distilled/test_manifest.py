@@ -1,4 +1,4 @@
-"""The check of a distilled set: silent where it is whole, and naming each single thing that is not."""
+"""The check of a distilled data set: it names every defect and nothing else."""
 
 import hashlib
 import json
@@ -55,8 +55,8 @@ def rows(root: Path) -> pd.DataFrame:
     return manifest.read_manifest(root)
 
 
-def sign(root: Path, *files: str) -> None:
-    """Enter the files as they are now."""
+def update_checksums(root: Path, *files: str) -> None:
+    """Update the checksums of the files in the manifest."""
     table = rows(root).set_index("file")
     for file in files:
         table.loc[file, "sha256"] = hashlib.sha256((root / file).read_bytes()).hexdigest()
@@ -109,8 +109,8 @@ def forget_a_checksum(root: Path) -> list[str]:
 def truncate(root: Path) -> list[str]:
     path = root / "00010" / "00000.png"
     path.write_bytes(path.read_bytes()[:-40])
-    sign(root, "00010/00000.png")
-    return [f"00010/00000.png: no readable image: {path}: "]
+    update_checksums(root, "00010/00000.png")
+    return [f"00010/00000.png: not a readable image: {path}: "]
 
 
 def put_a_folder(root: Path) -> list[str]:
@@ -121,7 +121,7 @@ def put_a_folder(root: Path) -> list[str]:
 
 def enlarge(root: Path) -> list[str]:
     Image.new("RGB", (SIZE, SIZE + 1)).save(root / "10" / "00000.png")
-    sign(root, "10/00000.png")
+    update_checksums(root, "10/00000.png")
     return ["10/00000.png: 16 x 17 pixels, 16 x 16 expected"]
 
 
@@ -153,7 +153,7 @@ def one_row_for_another(root: Path) -> list[str]:
     table.loc[4] = table.loc[3]
     save(root, table)
     (root / "10" / "00001.png").unlink()
-    return ["10/00000.png: twice in the manifest"]
+    return ["10/00000.png: listed twice in the manifest"]
 
 
 def label_an_image_otherwise(root: Path) -> list[str]:
@@ -161,8 +161,8 @@ def label_an_image_otherwise(root: Path) -> list[str]:
     table.loc[[0, 3], "class_index"] = [1, 0]
     save(root, table)
     return [
-        "00010/00000.png: class 1, 00010 in the manifest; not so in classes.csv",
-        "10/00000.png: class 0, 10 in the manifest; not so in classes.csv",
+        "00010/00000.png: class 1 (00010) in the manifest does not match classes.csv",
+        "10/00000.png: class 0 (10) in the manifest does not match classes.csv",
     ]
 
 
@@ -171,7 +171,7 @@ def move_an_image(root: Path) -> list[str]:
     table = rows(root)
     table.loc[3, "file"] = "00010/00009.png"
     save(root, table)
-    return ["00010/00009.png: class 1, 10 in the manifest; not so in classes.csv"]
+    return ["00010/00009.png: class 1 (10) in the manifest does not match classes.csv"]
 
 
 def label_beyond_the_classes(root: Path) -> list[str]:
@@ -179,7 +179,7 @@ def label_beyond_the_classes(root: Path) -> list[str]:
     table.loc[11, "class_index"] = 4
     save(root, table)
     return [
-        "été/00002.png: class 4, été in the manifest; not so in classes.csv",
+        "été/00002.png: class 4 (été) in the manifest does not match classes.csv",
         "class été: 2 images in the manifest, 3 expected",
     ]
 
@@ -187,7 +187,7 @@ def label_beyond_the_classes(root: Path) -> list[str]:
 def reorder_the_class_map(root: Path) -> list[str]:
     ClassMap(("10", "00010", *FOLDERS[2:]), FOLDERS).write(root / "classes.csv")
     return [
-        f"{file}: class {index}, {file.split('/')[0]} in the manifest; not so in classes.csv"
+        f"{file}: class {index} ({file.split('/')[0]}) in the manifest does not match classes.csv"
         for index in (0, 1)
         for file in (f"{FOLDERS[index]}/0000{number}.png" for number in range(IPC))
     ]
@@ -197,7 +197,7 @@ def cut_the_class_map(root: Path) -> list[str]:
     ClassMap(FOLDERS[:3], FOLDERS[:3]).write(root / "classes.csv")
     return [
         "classes.csv: 3 classes, 4 expected",
-        *(f"été/0000{number}.png: class 3, été in the manifest; not so in classes.csv" for number in range(IPC)),
+        *(f"été/0000{number}.png: class 3 (été) in the manifest does not match classes.csv" for number in range(IPC)),
     ]
 
 
@@ -246,7 +246,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_each_damage_is_named_and_nothing_else(damage: Callable[[Path], list[str]], whole: Path) -> None:
+def test_each_defect_is_named_and_nothing_else(damage: Callable[[Path], list[str]], whole: Path) -> None:
     expected = damage(whole)
     found = manifest.problems(whole)
     open_ended = [line for line in expected if line.endswith(": ")]
@@ -257,7 +257,7 @@ def test_each_damage_is_named_and_nothing_else(damage: Callable[[Path], list[str
     assert sorted(found) == sorted(expected)
 
 
-def test_without_a_manifest_it_is_no_distilled_set(whole: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_a_distilled_data_set(whole: Path) -> None:
     (whole / "manifest.csv").unlink()
     for folder in (whole, whole / "nowhere", whole / "classes.csv"):
         with pytest.raises(UserError, match=r"there is no manifest\.csv") as caught:
@@ -289,5 +289,5 @@ def test_one_file_alone_can_be_checked(whole: Path) -> None:
     assert manifest.image_fault(path, None) == ""
     assert manifest.image_fault(path, 8) == "16 x 16 pixels, 8 x 8 expected"
     assert manifest.image_fault(path, SIZE, "0" * 64) == "its content has changed (SHA-256)"
-    assert manifest.image_fault(whole / "README.md", SIZE).startswith("no readable image")
+    assert manifest.image_fault(whole / "README.md", SIZE).startswith("not a readable image")
     assert manifest.image_fault(whole / "gone.png", SIZE) == "missing"

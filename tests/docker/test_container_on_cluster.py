@@ -42,12 +42,12 @@ def test_a_preempted_task_resumes_inside_the_image(contained: "LaunchedRun", exp
     node = cluster.queue()[job].node
     cluster.submit("-p", "high", "--exclusive", "-w", node, "--output=/dev/null", "--wrap=true")
     (process,) = cluster.processes(job)
-    cluster.wait(lambda: pending(process, signal.SIGUSR2), "the word to stop")
+    cluster.wait(lambda: pending(process, signal.SIGUSR2), "the signal to stop")
     cluster.send(job, signal.SIGCONT)
     cluster.wait_empty()
     rows = run.tasks(code=5)
     assert {row["state"] for name, row in rows.items() if name.startswith(("recover", "aggregate"))} == {"done"}
     assert rows["recover 00001-00001"]["restarts"] == 1
     log = run.root / "logs" / f"recover-00001-00001.{job}.r0.log"
-    assert "stopped as asked to, state saved" in log.read_text()
+    assert "stopped on request; started again, the task resumes" in log.read_text()
     assert run.distilled() == expected

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.slurm_cluster import SCRIPT, Cluster
+from helpers.slurm_cluster import HANGS, SCRIPT, Cluster
 
 CLASSES = ("00010", "10", "two words", "été")
 
@@ -43,7 +43,7 @@ class LaunchedRun:
 
     def call(self, *arguments: str | Path, code: int = 0) -> str:
         """A command of the launcher, which must end with this exit code; all that it wrote."""
-        done = self.cluster.run(sys.executable, "-m", "delt_hpc.launch", *arguments, check=False)
+        done = self.cluster.run(sys.executable, "-m", "delt_hpc.cli", *arguments, check=False)
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout + done.stderr
 
@@ -54,11 +54,11 @@ class LaunchedRun:
     def following(self, *arguments: str) -> Iterator[list[str]]:
         """`logs -f` meanwhile; the list has what it wrote when it has ended by itself, which it must."""
         written: list[str] = []
-        command = [sys.executable, "-m", "delt_hpc.launch", "logs", self.root, *arguments, "-f"]
+        command = [sys.executable, "-m", "delt_hpc.cli", "logs", self.root, *arguments, "-f"]
         process = subprocess.Popen(command, env=self.cluster.env, text=True, stdout=subprocess.PIPE)
         try:
             yield written
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=HANGS)
             assert process.returncode == 0
             written += output.splitlines()
         finally:
@@ -85,7 +85,7 @@ class LaunchedRun:
 
     def hold(self, jobs: dict[int, str]) -> None:
         """Stop the recovery tasks {class: job} in the middle of their work, each after its first checkpoint."""
-        left, end = dict(jobs), time.monotonic() + 90
+        left, end = dict(jobs), time.monotonic() + HANGS
         while left:
             assert time.monotonic() < end, f"never at work: {left}"
             for index, job in list(left.items()):

@@ -1,4 +1,4 @@
-"""A run folder as the stages leave it, written in a second: real digits, plausible numbers, no training."""
+"""A run folder like that of a finished run, written in a second: real digits and plausible numbers, no training."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ TEACHER = 98.61
 
 @dataclass(frozen=True)
 class Shape:
-    """What the run is like; the tests vary one field at a time."""
+    """The properties of the run; tests vary one field at a time."""
 
     classes: Sequence[str] = tuple(str(digit) for digit in range(10))
     ipc: int = 10
@@ -59,7 +59,7 @@ def config_of(shape: Shape) -> Config:
 
 
 def write(root: Path, shape: Shape = Shape()) -> tuple[Config, RunFolder, Dataset]:
-    """The run folder with everything that the named stages leave."""
+    """Write the run folder with the results of `shape.stages`."""
     run, config = RunFolder(root), config_of(shape)
     write_data_set(run, shape)
     makers = {
@@ -125,18 +125,18 @@ def write_selected(run: RunFolder, shape: Shape) -> None:
 
 
 def write_recovery(run: RunFolder, shape: Shape) -> None:
-    """Two batches with the same curve, but for a loss that is 0.2 higher in the second."""
+    """Two batches with the same curve, except that the loss of the second is 0.2 higher."""
     length = shape.iterations // shape.rounds
     active = active_images(shape.ipc, shape.rounds)
     rng = np.random.default_rng(1)
-    for batch, lift in (("00000-00004", 0.0), ("00005-00009", 0.2)):
+    for batch, offset in (("00000-00004", 0.0), ("00005-00009", 0.2)):
         rows = []
         for t in range(shape.iterations):
             now, since = t // length, t % length
             fresh = math.exp(-since / (0.25 * length)) / (1 + now)
             cross_entropy = 0.05 + 2.2 * fresh + 0.1 * rng.random()
             bn_loss = 22 + 90 * fresh + 3 * rng.random()
-            loss = cross_entropy + 0.01 * bn_loss + lift
+            loss = cross_entropy + 0.01 * bn_loss + offset
             rows.append((t, now, 5 * active[now], 0.25, 0.5, loss, cross_entropy, bn_loss))
         folder = run.recover / batch
         _table(folder / "curve.csv", "iteration,round,active,lr,min_crop,loss,cross_entropy,bn_loss", rows)
@@ -186,7 +186,7 @@ def write_training(run: RunFolder, shape: Shape, student: str, seed: int, arm: A
 
 
 def write_timing(run: RunFolder, shape: Shape) -> None:
-    """One unit a stage, but two batches with a record each round, and one record each training."""
+    """One record per stage, per round of each of two batches, and per training of a student."""
     length = shape.iterations // shape.rounds
     lines = []
     if "squeeze" in shape.stages:
@@ -216,7 +216,7 @@ def record(
 
 
 def final_accuracy(arm: str, place: int) -> float:
-    """Of the seed at that place: the arm's level, then 1 above, then 2 below it, and so on."""
+    """The accuracy of the seed at `place`: the level of the arm, 1 above it, 2 below it, and so on."""
     images, labels = arm.split("-")
     return LEVEL[images] - (9.0 if labels == "hard" else 0.0) + (0.0, 1.0, -2.0)[place % 3]
 
@@ -226,7 +226,7 @@ def source(folder: str, number: int) -> str:
 
 
 def _rise(share: float, end: float, scale: float) -> float:
-    """From 10 per cent towards `end`, most of the way at `scale` of the time."""
+    """An accuracy curve from 10 % to `end` that saturates after about `scale` of the time."""
     return 10 + (end - 10) * (1 - math.exp(-share / scale)) / (1 - math.exp(-1 / scale))
 
 

@@ -1,7 +1,9 @@
 """A real Slurm cluster for tests: `slurm/testcluster`, up for the session, in a folder of its own.
 
-Tests take the fixture `cluster`, or `accounted_cluster` where they need sacct. Where Slurm is not installed they skip;
-with REQUIRE_SLURM=1 they fail.
+The fixture is `cluster`, or `accounted_cluster` for tests that need sacct. Without Slurm their tests are skipped; with
+REQUIRE_SLURM=1 they fail. All of them run in the same process of pytest-xdist, so that one cluster serves them all.
+
+Time limits here only end a test that hangs. They are long, because the machine may be busy with other work.
 """
 
 import os
@@ -18,8 +20,19 @@ from pathlib import Path
 
 import pytest
 
+from delt_hpc.launch import queue
+
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster"
 NOT_INSTALLED = 4
+HANGS = 1800.0  # seconds
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on a cluster are one group of pytest-xdist (`--dist loadgroup`)."""
+    for item in items:
+        if {"cluster", "accounted_cluster"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class Cluster:
 
     def run(self, *command: str | Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """A command that sees the cluster; a failure shows what it wrote."""
-        done = subprocess.run(command, env=self.env, text=True, capture_output=True, check=False, timeout=600)
+        done = subprocess.run(command, env=self.env, text=True, capture_output=True, check=False, timeout=HANGS)
         assert not check or done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
@@ -61,7 +74,7 @@ class Cluster:
         found = self.queue().get(job)
         return found.state if found else ""
 
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = HANGS) -> None:
         """Until the condition holds; the failure shows the queue."""
         end = time.monotonic() + seconds
         while not condition():
@@ -70,12 +83,12 @@ class Cluster:
                 raise AssertionError(f"not within {seconds} s: {what}\n{queue.stdout}{queue.stderr}")
             time.sleep(0.2)
 
-    def wait_state(self, job: str, *states: str, seconds: float = 60) -> None:
-        self.wait(lambda: self.state(job) in states, f"{job} in {states}", seconds)
+    def wait_state(self, job: str, *states: str) -> None:
+        self.wait(lambda: self.state(job) in states, f"{job} in {states}")
 
-    def wait_empty(self, seconds: float = 300) -> None:
+    def wait_empty(self) -> None:
         """Until nothing waits or runs."""
-        self.wait(lambda: not self.run("squeue", "-h").stdout, "no job waits or runs", seconds)
+        self.wait(lambda: not self.run("squeue", "-h").stdout, "no job waits or runs")
 
     def processes(self, job: str = "") -> list[int]:
         """Ids of a job's Python processes; without a job, of all that any job has started."""
@@ -107,7 +120,13 @@ class Cluster:
         file = self.folder / f"{name}.pid"
         status = Path("/proc", file.read_text().strip(), "stat")
         os.kill(int(status.parent.name), number)
-        self.wait(lambda: not status.exists() or " Z " in status.read_text(), f"the end of {name}", 20)
+        self.wait(lambda: not status.exists() or " Z " in status.read_text(), f"the end of {name}")
+
+    def minutes_run(self, job: str) -> int:
+        """Whole minutes since the job's last start."""
+        entry = queue.parse_squeue(self.run("squeue", "-h", "-r", "-j", job, "-o", "%i|%T|%N|%M|%r").stdout)[job]
+        assert entry.seconds is not None
+        return entry.seconds // 60
 
     def up(self) -> None:
         """Start what is not running."""

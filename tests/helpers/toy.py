@@ -1,5 +1,6 @@
-"""A small data set with class names that break naive tools, and runs over it."""
+"""A tiny data set with class names that break naive tools, and runs of the whole pipeline on it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import merge, parse_config
-from delt_hpc.config.schema import Config, Stage
+from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.context import Context
 from delt_hpc.pipeline import open_run, run_stages
 from delt_hpc.run.progress import Reporter
 
-FOLDERS = ("00010", "10", "two words", "été")  # in this order also by ImageFolder
+FOLDERS = ("00010", "10", "two words", "été")  # ImageFolder sorts them in this order, too
 
 SETTINGS: dict[str, Any] = {
     "name": "toy",
@@ -54,16 +55,18 @@ def configure(toy: Path) -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def start(configure: Callable[..., Config]) -> Start:
-    """start(run folder, stages, changes, classes): open the run and run these stages (all without a list)."""
+    """start(run folder, stages, changes, classes): open the run and run these stages, or all of them."""
 
     def go(
         root: Path,
         stages: tuple[Stage, ...] | None = None,
         changes: dict[str, Any] | None = None,
         classes: ClassRange | None = None,
+        *,
+        quiet: bool = True,
     ) -> Context:
         config = configure(changes)
-        context = open_run(config, root, Reporter(quiet=True))
+        context = open_run(config, root, Reporter(quiet=quiet))
         run_stages(context, config.stages if stages is None else stages, classes)
         return context
 
@@ -72,8 +75,28 @@ def start(configure: Callable[..., Config]) -> Start:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Context:
-    """An undisturbed run, all stages. Not to be changed."""
+    """A finished run of all stages. Tests must not change it: they copy it."""
     return start(tmp_path_factory.mktemp("finished") / "run")
+
+
+# What a run holds of each stage.
+FOLDERS_OF: dict[Stage, tuple[str, ...]] = {
+    "squeeze": ("teacher",),
+    "rank": ("rank", "ranking.csv"),
+    "select": ("selected",),
+    "recover": ("recover",),
+    "aggregate": ("distilled",),
+    "evaluate": ("evaluate",),
+    "report": ("report",),
+}
+
+
+def copy_run(context: Context, root: Path, until: Stage = "report") -> Path:
+    """Copy a run with the stages up to `until` to `root`, and return `root`."""
+    later = STAGES[STAGES.index(until) + 1 :]
+    left_out = [name for stage in later for name in FOLDERS_OF[stage]]
+    shutil.copytree(context.run.root, root, ignore=shutil.ignore_patterns(*left_out))
+    return root
 
 
 def images_of(folder: Path) -> dict[str, bytes]:

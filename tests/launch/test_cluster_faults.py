@@ -1,19 +1,22 @@
-"""What happens to a run on a real Slurm cluster when its tasks, nodes and daemons are struck at work."""
+"""A run on a real Slurm cluster recovers when its tasks, nodes and daemons are killed or stopped."""
 
 import os
 import re
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from helpers.cluster_runs import LaunchedRun
 
+pytestmark = pytest.mark.slow
 
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 
 
 def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
-    """Two resume by themselves; status names the other two and what failed behind them, submit does just that."""
+    """Two tasks resume by themselves. `status` names the others and what depends on them; `submit` takes just these."""
     run, cluster = selected, selected.cluster
     submitted = run.submit()  # more tasks than MaxArraySize
     assert "toy-recover-00000-00001, 2 tasks" in submitted
@@ -21,7 +24,7 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     jobs = jobs_of(run)
     run.hold(jobs)
     refused = run.submit(code=6)
-    assert f"live jobs own it:\n    recover-00000-00000: slurm {jobs[0]} RUNNING" in refused
+    assert f"live jobs work on it already:\n    recover-00000-00000: slurm {jobs[0]} RUNNING" in refused
 
     with run.following("recover") as followed:
         cluster.send(jobs[0], signal.SIGKILL)
@@ -43,10 +46,10 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert {name: rows[name]["state"] for name in RECOVERY} == dict(
         zip(RECOVERY, ("failed", "done", "done", "failed"), strict=True)
     )
-    assert rows[RECOVERY[0]]["word"].startswith("FAILED")
-    assert rows[RECOVERY[3]]["word"].startswith("CANCELLED")
+    assert rows[RECOVERY[0]]["message"].startswith("FAILED")
+    assert rows[RECOVERY[3]]["message"].startswith("CANCELLED")
     assert [rows[name]["restarts"] for name in RECOVERY] == [0, 1, 1, 0]
-    # Behind a failure nothing waits for ever: it ends and says what it lacks.
+    # What depends on a failed task does not wait for ever: it ends and says what is missing.
     assert rows["aggregate all"]["state"] == rows["report all"]["state"] == "failed"
     assert "recover: 00000-00000, 00003-00003" in run.call("logs", run.root, "aggregate")
 
@@ -61,17 +64,15 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert run.distilled() == expected
 
 
-def test_limits_of_time_and_the_loss_of_controller_and_node(
-    selected: "LaunchedRun", expected: dict[str, bytes]
-) -> None:
-    """All of it resumes by itself, but what was killed at its limit without having heard of it before."""
+def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
+    """All tasks resume by themselves, except one that is killed at its time limit without a signal before."""
     cluster = selected.cluster
     # A task a node. Up to ten minutes submitit takes every warning for the time limit's.
-    run = selected.with_profile("short.yaml", cpus=2, minutes=4)
+    run = selected.with_profile("short.yaml", cpus=2, minutes=9)
     assert "toy-recover-00000-00003, 3 tasks" in run.submit("--stages", "recover", "--classes", "3,0,2-2")
     deaf = selected.with_profile("deaf.yaml", cpus=2, sbatch=["--signal=CONT@1"])
     assert "toy-recover-00001-00001, 1 task" in deaf.submit("--stages", "recover", "--classes", "1")
-    run.submit("--stages", "aggregate,report")  # behind both
+    run.submit("--stages", "aggregate,report")  # after both
     jobs = jobs_of(run)
     run.hold(jobs)
 
@@ -83,8 +84,9 @@ def test_limits_of_time_and_the_loss_of_controller_and_node(
     cluster.up()
 
     # Slurm looks at time limits every 30 s, and warns up to 30 s early.
-    cluster.run("scontrol", "update", f"JobId={jobs[0]}", "TimeLimit=2")
-    cluster.run("scontrol", "update", f"JobId={jobs[1]}", "TimeLimit=1")
+    for index, minutes in ((0, 2), (1, 1)):
+        limit = cluster.minutes_run(jobs[index]) + minutes
+        cluster.run("scontrol", "update", f"JobId={jobs[index]}", f"TimeLimit={limit}")
 
     # A node is lost to Slurm, which starts its task elsewhere, while the old process goes on there.
     node, lost = cluster.queue()[jobs[2]].node, cluster.processes(jobs[2])
@@ -97,7 +99,7 @@ def test_limits_of_time_and_the_loss_of_controller_and_node(
     cluster.up()
     rows = run.tasks(code=4)
     assert [rows[name]["state"] for name in RECOVERY] == ["done", "failed", "done", "done"]
-    assert rows[RECOVERY[1]]["word"].startswith("TIMEOUT")
+    assert rows[RECOVERY[1]]["message"].startswith("TIMEOUT")
     assert (
         rows[RECOVERY[0]]["restarts"] == 1 and rows[RECOVERY[2]]["restarts"] >= 1 and not rows[RECOVERY[3]]["restarts"]
     )

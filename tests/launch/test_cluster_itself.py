@@ -1,4 +1,4 @@
-"""The test cluster: what the scenarios on it stand on."""
+"""The test cluster itself: what the other tests on it rely on."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster"
 
 
-def test_up_again_changes_nothing(cluster: "Cluster") -> None:
+def test_a_second_up_changes_nothing(cluster: "Cluster") -> None:
     pids = {path.name: path.read_text() for path in cluster.folder.glob("*.pid")}
     done = cluster.run(SCRIPT, "up", cluster.folder)
     assert done.stdout == f"export SLURM_CONF={cluster.folder}/slurm.conf\n"
@@ -27,7 +27,11 @@ def test_up_again_changes_nothing(cluster: "Cluster") -> None:
 
 def test_tasks_of_an_array_get_a_gpu_each(cluster: "Cluster", tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
-    script.write_text("#!/bin/sh\necho $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES\nsleep 1\n")
+    script.write_text(
+        "#!/bin/sh\n"
+        "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES\n"
+        f"until [ $(ls {tmp_path}/*.log | wc -l) -eq 8 ]; do sleep 0.1; done\n"  # all run at the same time
+    )
     for _ in range(4):
         cluster.submit("--array=0-1", "--gres=gpu:1", f"--output={tmp_path}/%A_%a.log", script)
     cluster.wait_empty()
@@ -40,7 +44,7 @@ def test_no_array_is_larger_than_three(cluster: "Cluster") -> None:
     assert "Invalid job array specification" in refused.stderr
 
 
-def test_daemons_that_are_gone_are_started_again(cluster: "Cluster") -> None:
+def test_dead_daemons_are_restarted(cluster: "Cluster") -> None:
     cluster.stop_daemon("n2", signal.SIGKILL)
     cluster.stop_daemon("slurmctld", signal.SIGTERM)
     cluster.up()
@@ -55,7 +59,7 @@ def test_jobs_are_remembered_by_accounting(accounted_cluster: "Cluster") -> None
 
 
 @pytest.mark.parametrize("arguments", [[], ["left"], ["up", "--fast"], ["down", "a", "b"], ["down", "--accounting"]])
-def test_wrong_use_tells_the_right_one(arguments: list[str]) -> None:
+def test_wrong_arguments_print_the_usage(arguments: list[str]) -> None:
     done = subprocess.run([SCRIPT, *arguments], text=True, capture_output=True, check=False)
     assert done.returncode == 2
     assert "slurm/testcluster up [--accounting] [DIR]" in done.stderr

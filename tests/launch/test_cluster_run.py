@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from helpers.cluster_runs import LaunchedRun, RunOn
     from helpers.slurm_cluster import Cluster
 
+pytestmark = pytest.mark.slow
 
-SLURM = Path(__file__).parents[2] / "slurm"
+SCRIPT = Path(__file__).parents[2] / "slurm" / "stage.sbatch"
 
 
 def test_submitted_followed_finished(accounted_cluster: "Cluster", run_on: "RunOn", expected: dict[str, bytes]) -> None:
@@ -35,7 +36,7 @@ def test_submitted_followed_finished(accounted_cluster: "Cluster", run_on: "RunO
 def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "LaunchedRun", undisturbed: Path) -> None:
     for name in ("recover", "distilled"):
         shutil.copytree(undisturbed / name, selected.root / name)
-    command = f"{sys.executable} -m delt_hpc.launch submit {selected.config} --cluster {selected.profile}"
+    command = f"{sys.executable} -m delt_hpc.cli submit {selected.config} --cluster {selected.profile}"
     log = selected.root / "outer.log"
     outer = selected.cluster.submit(
         "--array=2-2", f"--output={log}", f"--chdir={Path.cwd()}", f"--wrap={command} --run {selected.root}"
@@ -47,7 +48,7 @@ def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "Launched
 
 
 @pytest.mark.parametrize(
-    ("where", "told", "state", "word"),
+    ("where", "recorded", "state", "message"),
     [
         ("cluster", False, "lost", "never started"),
         ("cluster", True, "failed", "cancelled"),
@@ -55,7 +56,7 @@ def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "Launched
     ],
 )
 def test_a_job_that_slurm_has_forgotten(
-    request: pytest.FixtureRequest, selected: "LaunchedRun", where: str, told: bool, state: str, word: str
+    request: pytest.FixtureRequest, selected: "LaunchedRun", where: str, recorded: bool, state: str, message: str
 ) -> None:
     cluster: Cluster = request.getfixturevalue(where)
     run, wanted = replace(selected, cluster=cluster), ("--stages", "recover", "--classes", "1-1")
@@ -63,19 +64,19 @@ def test_a_job_that_slurm_has_forgotten(
         cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN")
         run.submit(*wanted)
         job = run.tasks(code=3)["recover 00001-00001"]["job"]
-        if told:
+        if recorded:
             assert f"recover-00001-00001: {job} cancelled" in run.call("cancel", run.root)
         else:
             cluster.run("scancel", job)
         cluster.wait(lambda: job not in cluster.queue(), "the job to be forgotten")
         row = run.tasks(code=4)["recover 00001-00001"]
-        assert (row["state"], row["word"]) == (state, word)
+        assert (row["state"], row["message"]) == (state, message)
         assert "toy-recover-00001-00001, 1 task" in run.submit(*wanted)
         run.call("cancel", run.root)
 
 
-def test_the_plain_scripts(selected: "LaunchedRun", expected: dict[str, bytes], undisturbed: Path) -> None:
-    """Without the launcher: one stage behind the other, and a task that is told to stop goes on in a new turn."""
+def test_the_stage_script(selected: "LaunchedRun", expected: dict[str, bytes], undisturbed: Path) -> None:
+    """Without the launcher: stages run one after another, and a task that gets SIGTERM is requeued and resumes."""
     cluster, root = selected.cluster, selected.root
     (trial,) = (folder.name for folder in (root / "evaluate").iterdir())
     shutil.rmtree(root / "evaluate")
@@ -83,17 +84,16 @@ def test_the_plain_scripts(selected: "LaunchedRun", expected: dict[str, bytes], 
     small = ("--cpus-per-task=1", "--mem=500M", "--gpus-per-node=0", f"--export=ALL,OMP_NUM_THREADS=1,PATH={path}")
 
     def sbatch(stage: str, *arguments: str, options: tuple[str, ...] = ()) -> str:
-        script = SLURM / f"{stage}.sbatch"
-        return cluster.submit(*small, f"--chdir={root}", *options, script, selected.config, root, *arguments)
+        return cluster.submit(*small, f"--chdir={root}", *options, SCRIPT, stage, selected.config, root, *arguments)
 
-    recover = sbatch("recover", "4", "2", options=("--array=0-1%2",))
+    recover = sbatch("recover", "4", "2", options=("--array=0-1%2", "--output=recover.%a.out"))
     aggregate = sbatch("aggregate", options=(f"--dependency=afterok:{recover}",))
     evaluate = sbatch("evaluate", trial, options=("--array=0", f"--dependency=afterok:{aggregate}"))
     cluster.wait(selected.checkpoint(2).exists, "class 2 at work")
     cluster.send(f"{recover}_1", signal.SIGTERM)
     cluster.wait_empty()
     assert [cluster.state(job) for job in (f"{recover}_1", aggregate, f"{evaluate}_0")] == ["COMPLETED"] * 3
-    assert "stopped as asked to" in (root / f"delt-recover-{recover}_1.out").read_text()
+    assert "stopped on request" in (root / "recover.1.out").read_text()
     assert selected.distilled() == expected
     again = root / "evaluate" / trial / "history.csv"
     assert again.read_bytes() == (undisturbed / "evaluate" / trial / "history.csv").read_bytes()

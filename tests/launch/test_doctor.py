@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from delt_hpc.launch import doctor, probe, profile
+from delt_hpc.launch import doctor, environment, profile
 from delt_hpc.version import VERSION
 
 GPU, CPU = profile.parse({"gpus": 1}, "x"), profile.parse({}, "x")
@@ -18,10 +18,10 @@ ANSWER: dict[str, Any] = {
 
 
 def levels(site: profile.Profile, **changes: Any) -> list[str]:
-    return [finding.level for finding in doctor.judge_answer(ANSWER | changes, site)]
+    return [finding.level for finding in doctor.judge_node(ANSWER | changes, site)]
 
 
-def test_a_node_as_it_should_be() -> None:
+def test_a_good_node() -> None:
     assert set(levels(GPU)) == set(levels(CPU)) == {"OK"}
 
 
@@ -32,33 +32,33 @@ def test_a_node_as_it_should_be() -> None:
         ({"environment": {"torch": {"version": "2.14", "gpus": 0}}}, "error"),
     ],
 )
-def test_what_is_wrong_on_a_node(changes: dict[str, Any], level: str) -> None:
+def test_errors_of_a_node(changes: dict[str, Any], level: str) -> None:
     assert [found for found in levels(GPU, **changes) if found != "OK"] == [level]
 
 
-def test_a_cpu_profile_wants_no_gpu() -> None:
+def test_a_cpu_profile_requires_no_gpu() -> None:
     assert set(levels(CPU, environment={"torch": {"version": "2.14", "gpus": 0}})) == {"OK"}
 
 
 @pytest.mark.parametrize(
-    ("settings", "level", "said"),
+    ("settings", "level", "message"),
     [
         ({"MaxArraySize": "1"}, "error", "no job arrays"),
         ({"MaxArraySize": "1001", "PreemptType": "preempt/qos", "PreemptMode": "CANCEL"}, "warning", "are cancelled"),
         ({"MaxArraySize": "1001", "KillWait": "5 sec"}, "warning", "KillWait = 5 s"),
     ],
 )
-def test_settings(settings: dict[str, str], level: str, said: str) -> None:
+def test_settings(settings: dict[str, str], level: str, message: str) -> None:
     found = [finding for finding in doctor.judge_settings(settings, CPU) if finding.level != "OK"]
     assert [finding.level for finding in found] == [level]
-    assert said in found[0].text
+    assert message in found[0].text
 
 
 def test_preemption_with_and_without_a_signal() -> None:
     base = {"MaxArraySize": "1001", "PreemptType": "preempt/partition_prio", "PreemptMode": "REQUEUE"}
     silent = [finding.text for finding in doctor.judge_settings(base, CPU)]
-    told = [f.text for f in doctor.judge_settings(base | {"SlurmctldParameters": "preempt_send_user_signal"}, CPU)]
-    assert any("SIGTERM" in text for text in silent) and any("USR2" in text for text in told)
+    signalled = [f.text for f in doctor.judge_settings(base | {"SlurmctldParameters": "preempt_send_user_signal"}, CPU)]
+    assert any("SIGTERM" in text for text in silent) and any("USR2" in text for text in signalled)
 
 
 def test_a_profile_that_wants_larger_arrays_than_the_cluster_is_an_error() -> None:
@@ -68,7 +68,7 @@ def test_a_profile_that_wants_larger_arrays_than_the_cluster_is_an_error() -> No
 
 def test_the_probe_answers(tmp_path: Path) -> None:
     (tmp_path / "ask").write_text("x")
-    command = [sys.executable, "-m", "delt_hpc.launch.probe", str(tmp_path / "ask"), str(tmp_path / "answer")]
+    command = [sys.executable, "-m", "delt_hpc.launch.environment", str(tmp_path / "ask"), str(tmp_path / "answer")]
     subprocess.run(command, check=True)
     from delt_hpc.run.folder import read_json
 
@@ -81,4 +81,4 @@ def test_a_machine_without_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PATH", str(tmp_path))
     (finding,) = doctor.examine(CPU, tmp_path, job=True, wait=1)
     assert finding.level == "error" and "sbatch" in finding.text
-    assert probe.look()["scontrol"] is False
+    assert environment.probe_node()["scontrol"] is False

@@ -41,24 +41,24 @@ def test_nothing_is_wrong() -> None:
     assert levels(gpus=True) == levels(gpus=False) == []
 
 
-def test_this_environment_by_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_this_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    seen = environment.look()
+    seen = environment.probe()
     assert seen.keys() == WHOLE.keys()
     assert {name for name, found in seen.items() if "error" in found} <= {"DALI", "submitit", "compilers"}
     assert str(tmp_path / "triton") in seen["caches"]["version"]
 
 
-def test_a_compiler_that_cannot_and_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_compiler_that_fails_and_none_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CC", "false")
     monkeypatch.setattr(environment, "_COMPILERS", environment._COMPILERS[:1])
-    assert "false: exit code 1" in environment.look()["compilers"]["error"]
+    assert "false: exit code 1" in environment.probe()["compilers"]["error"]
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "none of gcc, clang is on PATH" in environment.look()["compilers"]["error"]
+    assert "none of gcc, clang is on PATH" in environment.probe()["compilers"]["error"]
 
 
-def test_a_cache_that_takes_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert "NotADirectoryError" in environment.look()["caches"]["error"]
+    assert "NotADirectoryError" in environment.probe()["caches"]["error"]

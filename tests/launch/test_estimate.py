@@ -71,14 +71,17 @@ def test_the_runs_own_figures_come_before_given_ones(tmp_path: Path) -> None:
     lines = [record("recover", 2.0, 100), record("recover", 3.0, 400, "b"), '{"stage": "rec']
     write_text(run.timing / "a.jsonl", "\n".join(lines))
     write_text(given, record("recover", 1.0, 1) + "\n" + record("rank", 1.0, 50))
-    found = figures.measured(CONFIG, run, [given])
+    found = figures.measured(CONFIG, run, SITE, [given])
     assert found["recover"] == Rate(100.0, "a GPU", "this run", 2)
     assert (found["rank"].passes_per_s, found["rank"].source) == (50.0, str(given))
 
 
 def test_figures_of_a_csv_file(tmp_path: Path) -> None:
     write_text(tmp_path / "timing.csv", "stage,unit,seconds,image_iterations,device\nrank,a,2.0,10,cpu\n")
-    assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), [tmp_path / "timing.csv"])["rank"].passes_per_s == 5.0
+    assert (
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [tmp_path / "timing.csv"])["rank"].passes_per_s
+        == 5.0
+    )
 
 
 def test_figures_of_other_work_are_refused(tmp_path: Path) -> None:
@@ -86,11 +89,75 @@ def test_figures_of_other_work_are_refused(tmp_path: Path) -> None:
     write_text(other.timing / "a.jsonl", record("recover", 1.0, 1))
     write_text(other.config, dump_config(load_config("digits")))
     with pytest.raises(UserError, match=r"teacher\.model: measured 'convnet3', now 'resnet18'"):
-        figures.measured(CONFIG, RunFolder(tmp_path / "run"), [other.root])
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [other.root])
     write_text(other.config, dump_config(load_config("imagenet-1k-resnet18-ipc50")))
-    assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), [other.root])["recover"].passes_per_s == 1.0
+    assert figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [other.root])["recover"].passes_per_s == 1.0
 
 
 def test_a_place_without_figures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no timing records"):
-        figures.measured(CONFIG, RunFolder(tmp_path / "run"), [tmp_path])
+    with pytest.raises(UserError, match="no measured speeds"):
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [tmp_path])
+
+
+def synthesis(folder: Path, **changes: str) -> Path:
+    """A table of one row, as `delt-hpc bench synthesis` writes it, of a GPU."""
+    row = {
+        "network": "resnet18", "size": "224", "variant": "triton-compiled-packed", "precision": "bfloat16",
+        "image_iterations_per_s": "50000", "ipc": "50", "batch_size": "100", "repeats": "5", "gpu": "H200", "cpu": "x",
+    } | changes  # fmt: skip
+    write_text(folder / "synthesis.csv", ",".join(row) + "\n" + ",".join(row.values()) + "\n")
+    return folder / "synthesis.csv"
+
+
+def test_a_benchmark_gives_the_speed_of_the_engine_that_the_run_uses(tmp_path: Path) -> None:
+    table = synthesis(tmp_path)
+    found = figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [table])
+    source = f"{table}: triton-compiled-packed, bfloat16, IPC 50, batch 100"
+    assert found == {"recover": Rate(50_000.0, "H200", source, 5)}
+    reference = load_config("imagenet-1k-resnet18-ipc10", ["recover.engine=reference"])
+    synthesis(tmp_path, variant="reference", precision="float32")
+    assert figures.measured(reference, RunFolder(tmp_path / "run"), SITE, [table])["recover"].records == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"network": "resnet50"}, {"size": "32"}, {"precision": "float32"}, {"gpu": ""}, {"image_iterations_per_s": ""}],
+)
+def test_a_benchmark_of_other_work_is_refused(changes: dict[str, str], tmp_path: Path) -> None:
+    table = synthesis(tmp_path, **changes)
+    with pytest.raises(UserError, match=r"resnet18 224 triton-compiled-packed bfloat16 on a GPU") as error:
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [table])
+    assert "delt-hpc bench synthesis --networks resnet18 --variants triton-compiled-packed" in str(error.value)
+
+
+def loading(folder: Path, *rows: tuple[str, str, int, float]) -> Path:
+    lines = [f"{network},224,{backend},{threads},{rate},3,,EPYC" for network, backend, threads, rate in rows]
+    write_text(
+        folder / "loading.csv", "\n".join(["network,size,backend,threads,images_per_s,repeats,gpu,cpu", *lines, ""])
+    )
+    return folder / "loading.csv"
+
+
+def test_ranking_uses_the_loader_of_the_configuration_and_no_more_threads_than_cpus(tmp_path: Path) -> None:
+    site, run = profile.parse({"cpus": 4}, "x"), RunFolder(tmp_path / "run")
+    rows = [
+        ("resnet18", "torchvision", 1, 90.0),
+        ("resnet18", "dali-cpu", 4, 400.0),
+        ("resnet18", "dali-cpu", 8, 700.0),
+    ]
+    table = loading(tmp_path, *rows)
+    found = figures.measured(CONFIG, run, site, [table])["rank"]
+    assert found == Rate(400.0, "EPYC", f"{table}: dali-cpu, 4 threads, scored by resnet18", 3)
+    by_pil = load_config("imagenet-1k-resnet18-ipc10", ["machine.loader=torchvision"])
+    assert figures.measured(by_pil, run, site, [table])["rank"].passes_per_s == 90.0
+    loading(tmp_path, ("", "dali-cpu", 4, 900.0))
+    with pytest.raises(UserError, match="delt-hpc bench loading --network resnet18"):
+        figures.measured(CONFIG, run, site, [table])
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "", '{"a": 1}\n[]\n', "\x00"])
+@pytest.mark.parametrize("name", ["some.csv", "some.jsonl"])
+def test_a_file_of_something_else_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    write_text(tmp_path / name, text)
+    with pytest.raises(UserError, match=r"holds no measured speeds\n.*synthesis\.csv or loading\.csv"):
+        figures.measured(CONFIG, RunFolder(tmp_path / "run"), SITE, [tmp_path / name])

@@ -4,7 +4,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.errors import UserError
-from delt_hpc.launch import cancel, logs
+from delt_hpc.launch import logs, submit
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.status import Row
@@ -32,11 +32,11 @@ ROWS = [
         ("convnet3-1-random-soft", [3]),
     ],
 )
-def test_tasks_are_named_by_stage_range_or_trial(what: str | None, found: list[int]) -> None:
+def test_tasks_are_selected_by_stage_range_or_trial(what: str | None, found: list[int]) -> None:
     assert logs.chosen(ROWS, what, failed=False) == [ROWS[i] for i in found]
 
 
-def test_only_failed_ones_and_none() -> None:
+def test_failed_tasks_and_no_tasks() -> None:
     assert logs.chosen(ROWS, None, failed=True) == [ROWS[2]]
     with pytest.raises(UserError, match="no failed task"):
         logs.chosen(ROWS, "rank", failed=True)
@@ -44,7 +44,7 @@ def test_only_failed_ones_and_none() -> None:
         logs.chosen(ROWS, "squeeze", failed=False)
 
 
-def test_following_goes_on_into_the_file_of_the_next_turn(tmp_path: Path) -> None:
+def test_following_continues_in_the_log_after_a_restart(tmp_path: Path) -> None:
     first, second = tmp_path / "t.1.r0.log", tmp_path / "t.1.r1.log"
     first.write_text("one\ntw")
     looks = 0
@@ -62,21 +62,21 @@ def test_following_goes_on_into_the_file_of_the_next_turn(tmp_path: Path) -> Non
     assert found == [f"==> {first} <==", "one", "two", f"==> {second} <==", "three", "last"]
 
 
-def test_a_task_without_a_log_of_its_own_shows_what_its_job_wrote(tmp_path: Path) -> None:
+def test_without_a_log_of_the_task_the_output_of_its_job_is_shown(tmp_path: Path) -> None:
     written = tmp_path / "run-recover.4_1.out"
     written.write_text("module: not found\n")
     (tmp_path / "run-recover.14_1.out").touch()
     assert logs.files(ROWS[2], tmp_path) == [written]
 
 
-def test_what_is_live_is_cancelled_by_stage_and_classes() -> None:
-    assert cancel.chosen(ROWS, None, ()) == [ROWS[1], ROWS[3]]
-    assert cancel.chosen(ROWS, ("evaluate",), ()) == [ROWS[3]]
-    assert cancel.chosen(ROWS, None, [ClassRange(3, 20)]) == [ROWS[1]]
-    assert cancel.chosen(ROWS, None, [(4, 20)]) == []
-    assert cancel.chosen(ROWS, None, [(0, 0), (7, 8)]) == [ROWS[1]]
+def test_live_tasks_by_stage_and_classes() -> None:
+    assert submit.live_rows(ROWS) == [ROWS[1], ROWS[3]]
+    assert submit.live_rows(ROWS, ("evaluate",)) == [ROWS[3]]
+    assert submit.live_rows(ROWS, None, [ClassRange(3, 20)]) == [ROWS[1]]
+    assert submit.live_rows(ROWS, None, [ClassRange(4, 20)]) == []
+    assert submit.live_rows(ROWS, None, [ClassRange(0, 0), ClassRange(7, 8)]) == [ROWS[1]]
 
 
 def test_a_process_of_another_host_cannot_be_cancelled_from_here(tmp_path: Path) -> None:
     there = Row(Task("select"), "running", executor="local", job="1", node="elsewhere")
-    assert cancel.cancel(LaunchFolder(RunFolder(tmp_path)), [there]) == [there]
+    assert submit.cancel_rows(LaunchFolder(RunFolder(tmp_path)), [there]) == [there]

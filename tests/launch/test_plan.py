@@ -31,7 +31,7 @@ def test_ranges_cover_every_class_once_and_cut_no_batch(recipe: str, classes: in
         assert all(t.classes and t.classes.first % block == 0 for t in tasks)
 
 
-def test_width_follows_the_slots_or_the_profile() -> None:
+def test_classes_per_task_follow_the_slots_or_the_profile() -> None:
     given = config(recipe="imagenet-1k-resnet18-ipc50")
     assert block_size(50, given.recover) == 2
     assert plan.width(given, GPU, "recover", 1000) == 4  # 64 slots, four tasks each
@@ -49,7 +49,7 @@ def test_arrays_hold_as_much_as_the_cluster_allows_and_share_the_slots() -> None
         assert sum(job.parallel for job in jobs) <= 10
 
 
-def test_only_what_is_missing_is_joined_across_no_gap() -> None:
+def test_only_missing_tasks_without_a_gap_are_joined() -> None:
     given = config("recover.batch_size=6")  # two classes a batch
     site = profile.parse({"classes_per_task": 6}, "x")
     done = {Task("recover", ClassRange(4, 5))}
@@ -98,7 +98,7 @@ def test_a_given_ranking_is_one_task() -> None:
     assert plan.whole(given, "rank", 1000) == [Task("rank")]
 
 
-def test_names_say_run_stage_and_range() -> None:
+def test_job_names() -> None:
     names = [job.name("run") for job in plan.jobs(config("recover.batch_size=6"), GPU, 10)]
     assert names == [
         "run-squeeze",

@@ -4,6 +4,7 @@ import pytest
 
 from delt_hpc.errors import UserError
 from delt_hpc.launch import profile
+from delt_hpc.launch.script import interpreter
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -22,7 +23,7 @@ def test_a_stage_overrides_what_it_names_and_inherits_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ({"partitoin": "a"}, "x.yaml: partitoin: unknown key; did you mean `partition`?"),
         ({"stages": {"recover": {"mem": 3}}}, "x.yaml: stages.recover.mem: unknown key; allowed here: partition"),
@@ -30,7 +31,7 @@ def test_a_stage_overrides_what_it_names_and_inherits_the_rest() -> None:
         ({"stages": {"recovery": {}}}, "x.yaml: stages.recovery: no such stage; allowed here: squeeze"),
         ({"stages": {"recover": 3}}, "x.yaml: stages.recover"),
         ({"apptainer": {"img": "a"}}, "x.yaml: apptainer.image"),
-        ({"apptainer": {"image": "a"}, "pyxis": {"image": "b"}}, "exclude each other"),
+        ({"apptainer": {"image": "a"}, "pyxis": {"image": "b"}}, "only one of them"),
         ({"cpus": "4"}, "x.yaml: cpus: '4': input should be a valid integer"),
         ({"minutes": 0}, "x.yaml: minutes: 0"),
         ({"partition": "two words"}, "x.yaml: partition"),
@@ -38,18 +39,18 @@ def test_a_stage_overrides_what_it_names_and_inherits_the_rest() -> None:
         ({"environment": {"A-B": "1"}}, "x.yaml: environment"),
         ({"environment": {"A": 1}}, "x.yaml: environment.A: 1"),
         ({"scratch": '"/tmp"'}, "x.yaml: scratch"),
-        ({"minutes": 3, "signal_seconds": 61}, "x.yaml: minutes: 3: a task would be told to stop before it has begun"),
-        ({"stages": {"rank": {"minutes": 3}}}, "stages.rank.minutes: 3: a task would be told to stop before it has"),
-        ([], "x.yaml: the whole"),
+        ({"minutes": 3, "signal_seconds": 61}, "x.yaml: minutes: 3: too short to start a task"),
+        ({"stages": {"rank": {"minutes": 3}}}, "stages.rank.minutes: 3: too short to start a task"),
+        ([], "x.yaml: the file"),
     ],
 )
-def test_what_is_wrong_is_named(tree: object, said: str) -> None:
+def test_errors_are_named(tree: object, message: str) -> None:
     with pytest.raises(UserError) as caught:
         profile.parse(tree, "x.yaml")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_task_needs_time_before_it_is_told_to_stop() -> None:
+def test_a_task_needs_time_before_its_stop_signal() -> None:
     assert profile.parse({"minutes": 3, "signal_seconds": 60}, "x").minutes == 3
     with pytest.raises(UserError, match=r"at least 4 with signal_seconds = 61$"):
         profile.parse({"minutes": 3, "signal_seconds": 61, "stages": {"rank": {"minutes": 9}}}, "x")
@@ -71,10 +72,10 @@ def test_a_file_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
     path.write_text("partition: long\n")
     assert profile.load(str(path)).partition == "long"
     path.write_text("cpus: 2\ncpus: 4\n")
-    with pytest.raises(UserError, match="key `cpus` stands twice"):
+    with pytest.raises(UserError, match="key `cpus` is given twice"):
         profile.load(str(path))
     path.write_text("partition: [\n")
-    with pytest.raises(UserError, match="no readable YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         profile.load(str(path))
     with pytest.raises(UserError, match="cannot be read"):
         profile.load(str(path.with_name("other.yaml")))
@@ -82,10 +83,10 @@ def test_a_file_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
 
 def test_interpreter_outside_and_inside_an_image() -> None:
     bare = profile.parse({}, "x")
-    assert profile.interpreter(bare, ("/r",), "/w", "/my env/bin/python") == "'/my env/bin/python'"
+    assert interpreter(bare, ("/r",), "/w", "/my env/bin/python") == "'/my env/bin/python'"
     held = profile.parse({"apptainer": {"image": "/i.sif", "binds": ["/d:/data:ro"]}}, "x")
-    said = profile.interpreter(held, ("/r", "/w", "/r"), "/w", "/venv/python")
-    assert said.startswith("apptainer exec --nv --bind /r --bind /w --bind /d:/data:ro --pwd /w /i.sif sh -c ")
-    assert said.endswith(' "$scratch/pid" python')
+    command = interpreter(held, ("/r", "/w", "/r"), "/w", "/venv/python")
+    assert command.startswith("apptainer exec --nv --bind /r --bind /w --bind /d:/data:ro --pwd /w /i.sif sh -c ")
+    assert command.endswith(' "$scratch/pid" python')
     given = profile.parse({"python": "exec nice python3"}, "x")
-    assert profile.interpreter(given, (), "/w", "/venv/python") == "exec nice python3"
+    assert interpreter(given, (), "/w", "/venv/python") == "exec nice python3"

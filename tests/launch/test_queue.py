@@ -1,3 +1,7 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from delt_hpc.launch import queue
@@ -57,7 +61,7 @@ def test_duration(text: str, seconds: int | None) -> None:
         ("A_STATE_OF_TOMORROW", "failed"),
     ],
 )
-def test_what_states_mean(state: str, standing: str) -> None:
+def test_meaning_of_states(state: str, standing: str) -> None:
     assert Entry("1", state).standing == standing
 
 
@@ -109,10 +113,49 @@ def test_settings() -> None:
     assert queue.parse_settings(text) == {"MaxArraySize": "1001", "SlurmctldParameters": "a=1,b"}
 
 
-def test_a_command_that_is_not_there_or_fails_says_so() -> None:
+def test_missing_and_failing_commands() -> None:
     with pytest.raises(queue.QueueError, match="no no-such-command"):
-        queue.call(["no-such-command"])
+        queue.call("no-such-command")
     with pytest.raises(queue.QueueError, match="exit code 1"):
-        queue.call(["false"])
+        queue.call("false")
     with pytest.raises(queue.QueueError, match="out of order"):
-        queue.call(["sh", "-c", "echo out of order >&2; exit 3"])
+        queue.call("sh", "-c", "echo out of order >&2; exit 3")
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a program named sbatch from shell text, and retries immediate."""
+
+    def make(text: str) -> None:
+        program = tmp_path / "sbatch"
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(queue, "_RETRY_AFTER_SECONDS", (0.0, 0.0))
+    return make
+
+
+def test_submission_is_repeated_while_the_controller_is_busy(sbatch: Callable[[str], None], tmp_path: Path) -> None:
+    busy = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying"
+    sbatch(
+        f'echo x >>"{tmp_path}/calls"\n'
+        f'[ $(wc -l <"{tmp_path}/calls") -lt 3 ] || {{ echo "17;site"; exit; }}\n'
+        f"echo {busy!r} >&2\n"
+        "exit 1"
+    )
+    assert queue.submit("#!/bin/sh") == "17"
+    assert (tmp_path / "calls").read_text() == "x\n" * 3
+
+
+def test_a_refused_submission_is_not_repeated(sbatch: Callable[[str], None], tmp_path: Path) -> None:
+    sbatch(f'echo x >>"{tmp_path}/calls"; echo "Invalid account" >&2; exit 1')
+    with pytest.raises(queue.QueueError, match="sbatch: Invalid account"):
+        queue.submit("#!/bin/sh")
+    assert (tmp_path / "calls").read_text() == "x\n"
+
+
+def test_the_surrounding_job_is_not_inherited() -> None:
+    inherited = {"SLURM_ARRAY_TASK_ID": "3", "SUBMITIT_EXECUTOR": "slurm", "SRUN_DEBUG": "3"}
+    kept = {"SLURM_CONF": "/c", "SBATCH_ACCOUNT": "a", "PATH": "/bin"}
+    assert queue.outside_any_job(inherited | kept) == kept

@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 
 from delt_hpc.config.schema import Stage
-from delt_hpc.launch import executor, plain, profile
+from delt_hpc.launch import profile, submit
 from delt_hpc.launch.profile import Profile
-from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
+from delt_hpc.launch.script import (
+    COMPILED,
+    Script,
+    interpreter,
+    request_program,
+    requeue_on_request,
+    stage_script,
+    text,
+)
 
 Sbatch = Callable[..., "subprocess.CompletedProcess[str]"]
 
 GOLDEN = Path(__file__).parent / "golden"
-SLURM = Path(__file__).parents[2] / "slurm"
+STAGE = Path(__file__).parents[2] / "slurm" / "stage.sbatch"
 EXOTIC = {
     "partition": "a,b",
     "account": "proj'ect",
@@ -41,13 +49,13 @@ def example(site: Profile, stage: Stage, elements: int | None) -> str:
     """A job of a run in a folder whose name needs quotes."""
     root, workdir = "/shared/my runs/digits", "/home/someone/work"
     folders = (root, workdir, "/shared/data")
-    python = profile.interpreter(site, folders, workdir, "/shared/venv/bin/python")
+    python = interpreter(site, folders, workdir, "/shared/venv/bin/python")
     return text(
         Script(
             stage=stage,
             title=(f"digits: {stage}",),
             name=f"digits-{stage}",
-            command=executor.command(python, Path(root) / "launch" / "work"),
+            command=submit.command(python, Path(root) / "launch" / "work"),
             signal="USR2",
             output=f"{root}/logs/%x.%A_%a.out",
             workdir=workdir,
@@ -57,7 +65,7 @@ def example(site: Profile, stage: Stage, elements: int | None) -> str:
             folders=folders,
             before=("export SUBMITIT_EXECUTOR=slurm",),
             compiled=f"'{root}/{COMPILED}'",
-            after_command=requeue_on_request(f"{root}/launch/work") if site.contained else (),
+            after_command=requeue_on_request(f"{root}/launch/work") if site.in_container else (),
         ),
         site,
     )
@@ -90,24 +98,20 @@ def test_every_key_of_a_profile() -> None:
         ("gres", "h200", "--gres=gpu:h200:2"),
     ],
 )
-def test_gpus_are_asked_for_in_the_sites_way(flag: str, kind: str | None, option: str) -> None:
+def test_gpus_are_requested_by_the_sites_option(flag: str, kind: str | None, option: str) -> None:
     site = profile.parse({"gpus": 2, "gpu_flag": flag, "gpu_type": kind}, "x")
     assert f"#SBATCH {option}\n" in example(site, "recover", None)
     none = profile.parse({"gpus": 0, "gpu_flag": flag, "gpu_type": kind}, "x")
     assert "gpu" not in example(none, "recover", None)
 
 
-@pytest.mark.parametrize("name", plain.scripts())
-def test_the_plain_scripts_are_what_the_function_makes(name: str) -> None:
-    assert (SLURM / name).read_text(encoding="utf-8") == plain.scripts()[name], "python -m delt_hpc.launch.plain slurm"
+def test_the_stage_script_is_what_the_function_makes() -> None:
+    remedy = "python -m delt_hpc.launch.script >slurm/stage.sbatch"
+    assert STAGE.read_text(encoding="utf-8") == stage_script(), remedy
 
 
-def test_no_plain_script_is_left_over() -> None:
-    assert {path.name for path in SLURM.glob("*.sbatch")} == set(plain.scripts())
-
-
-@pytest.mark.parametrize("path", [*SLURM.glob("*.sbatch"), *GOLDEN.glob("*.sbatch")], ids=lambda path: path.name)
-def test_bash_can_read_it(path: Path) -> None:
+@pytest.mark.parametrize("path", [STAGE, *GOLDEN.glob("*.sbatch")], ids=lambda path: path.name)
+def test_bash_accepts_the_script(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
@@ -128,33 +132,38 @@ def sbatch(tmp_path: Path) -> Sbatch:
 
 
 @pytest.mark.parametrize(("element", "wanted"), [("0", "0-3"), ("2", "8-9")])
-def test_plain_ranges_end_with_the_last_class(sbatch: Sbatch, element: str, wanted: str) -> None:
-    done = sbatch(SLURM / "recover.sbatch", "my config", "/the run", "10", "4", SLURM_ARRAY_TASK_ID=element)
+def test_ranges_of_the_stage_script_end_with_the_last_class(sbatch: Sbatch, element: str, wanted: str) -> None:
+    done = sbatch(STAGE, "recover", "my config", "/the run", "10", "4", SLURM_ARRAY_TASK_ID=element)
     assert done.stdout.strip().endswith(f"delt-hpc recover my config --run /the run --classes {wanted} --quiet")
 
 
 @pytest.mark.parametrize(("element", "wanted"), [(None, "a-1-random-soft"), ("1", "b-2-random-soft"), ("2", "")])
-def test_a_plain_evaluation_takes_one_trial(sbatch: Sbatch, element: str | None, wanted: str) -> None:
+def test_a_task_of_the_stage_script_evaluates_one_trial(sbatch: Sbatch, element: str | None, wanted: str) -> None:
     array = {"SLURM_ARRAY_TASK_ID": element} if element else {}
-    done = sbatch(SLURM / "evaluate.sbatch", "c", "/the run", "a-1-random-soft", "b-2-random-soft", **array)
+    done = sbatch(STAGE, "evaluate", "c", "/the run", "a-1-random-soft", "b-2-random-soft", **array)
     assert done.stdout.strip().endswith(f"delt-hpc evaluate c --run /the run --trial {wanted} --quiet")
 
 
-def test_compiled_kernels_lie_on_the_nodes_own_disk_while_the_task_lasts(sbatch: Sbatch, tmp_path: Path) -> None:
+def test_other_stages_have_no_part(sbatch: Sbatch) -> None:
+    done = sbatch(STAGE, "select", "c", "/the run")
+    assert done.stdout.strip().endswith("delt-hpc select c --run /the run --quiet")
+
+
+def test_caches_are_on_a_local_disk_and_deleted_with_the_task(sbatch: Sbatch, tmp_path: Path) -> None:
     local = tmp_path / "of the node"
     local.mkdir()
     tell = (
         'mkdir "$TRITON_CACHE_DIR"; printf "%s\\n" "$TRITON_CACHE_DIR" "$TORCHINDUCTOR_CACHE_DIR" "$DELT_COMPILE_CACHE"'
     )
-    done = sbatch(SLURM / "select.sbatch", "c", "/the run", srun=f"{tell}; exit 5", SLURM_TMPDIR=str(local))
+    done = sbatch(STAGE, "select", "c", "/the run", srun=f"{tell}; exit 5", SLURM_TMPDIR=str(local))
     triton, inductor, compiled = done.stdout.splitlines()
     assert Path(triton).parent.parent == Path(inductor).parent.parent == local
     assert (Path(triton).parent.name.startswith("delt-hpc-7."), compiled) == (True, "/the run/compile-cache")
     assert (done.returncode, list(local.iterdir())) == (5, [])
 
 
-def test_a_task_without_a_disk_of_its_node_does_not_begin(sbatch: Sbatch, tmp_path: Path) -> None:
-    done = sbatch(SLURM / "select.sbatch", "c", "/the run", SLURM_TMPDIR=str(tmp_path / "nowhere"))
+def test_a_task_without_a_local_disk_does_not_start(sbatch: Sbatch, tmp_path: Path) -> None:
+    done = sbatch(STAGE, "select", "c", "/the run", SLURM_TMPDIR=str(tmp_path / "nowhere"))
     assert (done.returncode, done.stdout) == (1, "")
     assert "nowhere/delt-hpc-7." in done.stderr
 
@@ -171,7 +180,7 @@ def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_c
     environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "20"}
     body = "\n".join(['[ -z "$ask" ] || inside requeue "$ask"', "rc=7", *lines, "exit $rc"])
     array = {"SLURM_ARRAY_JOB_ID": "15", "SLURM_ARRAY_TASK_ID": "3"}
-    for more, said in (
+    for more, output in (
         ({"ask": "20"}, "requeue 20\n"),
         ({"ask": "15_3", **array}, "requeue 15_3\n"),
         ({"ask": "15_4", **array}, ""),
@@ -184,4 +193,4 @@ def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_c
             text=True,
             check=False,
         )
-        assert (done.returncode, done.stdout) == (7, said)
+        assert (done.returncode, done.stdout) == (7, output)

@@ -44,7 +44,7 @@ def submitted(run: RunFolder) -> Submitted:
 
 
 def row(run: RunFolder, task: Task) -> Row:
-    rows, _ = status.look(CONFIG, run, CLASSES)
+    rows, _ = status.read(CONFIG, run, CLASSES)
     return next(r for r in rows if r.task == task)
 
 
@@ -54,7 +54,7 @@ def recovered(run: RunFolder, *units: str) -> None:
 
 
 def test_nothing_was_submitted(run: RunFolder) -> None:
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert {r.state for r in rows} == {"missing"}
     assert [r.task.unit for r in rows if r.task.stage == "recover"] == ["00000-00009"]
     assert status.exit_code(rows, problem) == status.NOT_SUBMITTED
@@ -64,8 +64,8 @@ def test_what_was_done_without_the_launcher_is_done(run: RunFolder) -> None:
     mark_done(run.teacher)
     recovered(run, "00000-00001", "00002-00003", "00006-00007")
     assert row(run, Task("squeeze")).state == "done"
-    rows, _ = status.look(CONFIG, run, CLASSES)
-    assert [(r.task.unit, r.state, r.done, r.asked) for r in rows if r.task.stage == "recover"] == [
+    rows, _ = status.read(CONFIG, run, CLASSES)
+    assert [(r.task.unit, r.state, r.done, r.total) for r in rows if r.task.stage == "recover"] == [
         ("00000-00003", "done", 12, 12),
         ("00004-00005", "missing", 0, 6),
         ("00006-00007", "done", 6, 6),
@@ -84,43 +84,43 @@ def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFol
     os.utime(run.report / "done.json", (1e9, 1e9))
     assert row(run, Task("report")).state == "missing"
     os.utime(run.report / "done.json")
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert status.exit_code(rows, problem) == status.ALL_DONE
     assert show.summary(rows) == f"{len(rows)} done"
 
 
-def test_markers_win_over_all_that_was_said(run: RunFolder, submitted: Submitted) -> None:
+def test_markers_count_more_than_events(run: RunFolder, submitted: Submitted) -> None:
     task = Task("select")
     entry = submitted(task)
-    records.tell(LaunchFolder(run), task, records.event("failed", entry.job, 0, "no"))
+    records.append_event(LaunchFolder(run), task, records.new_event("failed", entry.job, 0, "no"))
     mark_done(run.selected)
     assert row(run, task).state == "done"
 
 
-def test_a_process_that_ended_without_a_word_is_lost(run: RunFolder, submitted: Submitted) -> None:
+def test_a_process_that_ended_without_a_message_is_lost(run: RunFolder, submitted: Submitted) -> None:
     task = Task("select")
     submitted(task, job="999999999")
-    records.tell(LaunchFolder(run), task, records.event("started", "999999999", 0))
+    records.append_event(LaunchFolder(run), task, records.new_event("started", "999999999", 0))
     found = row(run, task)
-    assert (found.state, found.word) == ("lost", "ended without a word")
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    assert (found.state, found.message) == ("lost", "ended without a message")
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert status.exit_code(rows, problem) == status.FAILED
 
 
-def test_a_task_that_said_why_has_failed(run: RunFolder, submitted: Submitted) -> None:
+def test_a_task_that_reported_an_error_has_failed(run: RunFolder, submitted: Submitted) -> None:
     task, folder = Task("recover", ClassRange(0, 3)), LaunchFolder(run)
     submitted(task, job="999999999")
     for restart in (0, 1):
-        records.tell(folder, task, records.event("started", "999999999", restart))
-    records.tell(folder, task, records.event("failed", "999999999", 1, "no disk"))
+        records.append_event(folder, task, records.new_event("started", "999999999", restart))
+    records.append_event(folder, task, records.new_event("failed", "999999999", 1, "no disk"))
     with (folder.tasks / f"{task.name}.jsonl").open("a") as file:
         file.write('{"event": "sta')  # the process was killed here
     found = row(run, task)
-    assert (found.state, found.word, found.restarts, found.node) == ("failed", "no disk", 1, platform.node())
+    assert (found.state, found.message, found.restarts, found.node) == ("failed", "no disk", 1, platform.node())
     assert found.log and found.log.name == "recover-00000-00003.999999999.r1.log"
 
 
-def test_a_process_that_lives_runs_and_one_elsewhere_is_not_known(run: RunFolder, submitted: Submitted) -> None:
+def test_a_live_process_is_running_and_one_of_another_host_unknown(run: RunFolder, submitted: Submitted) -> None:
     lives = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "submitit.local._local"], stdin=-1)
     try:
         submitted(Task("select"), job=str(lives.pid))
@@ -130,14 +130,14 @@ def test_a_process_that_lives_runs_and_one_elsewhere_is_not_known(run: RunFolder
     assert row(run, Task("select")).state == "lost"
     submitted(Task("select"), job="1", host="elsewhere")
     assert row(run, Task("select")).state == "unknown"
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert status.exit_code(rows, problem) == status.NO_ANSWER
 
 
 def test_a_later_submission_takes_over_its_part(run: RunFolder, submitted: Submitted) -> None:
     submitted(Task("recover", ClassRange(0, 5)), Task("recover", ClassRange(6, 9)), job="999999998")
     submitted(Task("recover", ClassRange(2, 3)), job="999999999")
-    rows, _ = status.look(CONFIG, run, CLASSES)
+    rows, _ = status.read(CONFIG, run, CLASSES)
     assert [(r.task.unit, r.job) for r in rows if r.task.stage == "recover"] == [
         ("00000-00001", "999999998_0"),
         ("00002-00003", "999999999"),
@@ -151,23 +151,23 @@ def test_without_an_answer_of_slurm_nothing_is_called_lost(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no squeue there
     submitted(Task("select"), executor="slurm", job="7")
-    rows, problem = status.look(CONFIG, run, CLASSES)
+    rows, problem = status.read(CONFIG, run, CLASSES)
     assert "no squeue" in problem
     assert [r.state for r in rows if r.task.stage == "select"] == ["unknown"]
     assert status.exit_code(rows, problem) == status.NO_ANSWER
     mark_done(run.selected)
-    assert status.look(CONFIG, run, CLASSES)[1] == ""
+    assert status.read(CONFIG, run, CLASSES)[1] == ""
 
 
-def ask(entry: Entry | None, *said: str) -> tuple[str, str]:
-    """State and word of a Slurm task that told these events."""
+def state_of(entry: Entry | None, *kinds: str) -> tuple[str, str]:
+    """State and message of a Slurm task with these events."""
     submission = Submission("slurm", "x", "host", records.now(), "7", False, "select", (Task("select"),), CLASSES)
-    told = [records.event(kind, "7", 0, "why" if kind == "failed" else "") for kind in said]
-    return status._state(status._Owned(submission, 0), entry, told, "")
+    events = [records.new_event(kind, "7", 0, "why" if kind == "failed" else "") for kind in kinds]
+    return status._state(status._Owner(submission, 0), entry, events, "")
 
 
 @pytest.mark.parametrize(
-    ("entry", "said", "state", "word"),
+    ("entry", "kinds", "state", "message"),
     [
         (Entry("7", "PENDING", "", "Priority"), (), "pending", "PENDING (Priority)"),
         (Entry("7", "RUNNING", "n1"), ("started",), "running", "RUNNING"),
@@ -175,19 +175,24 @@ def ask(entry: Entry | None, *said: str) -> tuple[str, str]:
         (Entry("7", "REQUEUE_HOLD", "", "JobHoldMaxRequeue"), (), "pending", "REQUEUE_HOLD (JobHoldMaxRequeue)"),
         (Entry("7", "FAILED"), ("started", "failed"), "failed", "FAILED: why"),
         (Entry("7", "NODE_FAIL"), ("started",), "failed", "NODE_FAIL"),
-        (Entry("7", "CANCELLED"), ("started", "stopped"), "failed", "CANCELLED: stopped, state saved"),
-        (Entry("7", "COMPLETED"), ("started", "done"), "failed", "COMPLETED: its results are not there"),
+        (Entry("7", "CANCELLED"), ("started", "stopped"), "failed", "CANCELLED: stopped; resumes when started again"),
+        (Entry("7", "COMPLETED"), ("started", "done"), "failed", "COMPLETED: no results"),
         (None, ("started", "failed"), "failed", "why"),
         (None, ("cancelled",), "failed", "cancelled"),
-        (Entry("7", "CANCELLED"), ("started", "cancelled", "stopped"), "failed", "CANCELLED: stopped, state saved"),
+        (
+            Entry("7", "CANCELLED"),
+            ("started", "cancelled", "stopped"),
+            "failed",
+            "CANCELLED: stopped; resumes when started again",
+        ),
         (Entry("7", "CANCELLED"), ("started", "cancelled"), "failed", "CANCELLED"),
         (Entry("7", "RUNNING", "n1"), ("started", "cancelled"), "running", "RUNNING"),
-        (None, ("started",), "lost", "ended without a word"),
+        (None, ("started",), "lost", "ended without a message"),
         (None, (), "lost", "never started"),
     ],
 )
-def test_slurms_word_then_the_tasks_own(entry: Entry | None, said: tuple[str, ...], state: str, word: str) -> None:
-    assert ask(entry, *said) == (state, word)
+def test_state_from_slurm_and_events(entry: Entry | None, kinds: tuple[str, ...], state: str, message: str) -> None:
+    assert state_of(entry, *kinds) == (state, message)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +211,7 @@ def test_exit_codes_are_distinct(states: tuple[status.State, ...], code: int) ->
     assert status.exit_code([Row(Task("select"), state) for state in states]) == code
 
 
-def test_a_held_job_needs_somebody() -> None:
+def test_a_held_job_counts_as_failed() -> None:
     waiting = Row(Task("select"), "pending")
     assert status.exit_code([waiting]) == status.UNFINISHED
     assert status.exit_code([replace(waiting, stuck=True)]) == status.FAILED
@@ -219,7 +224,7 @@ def test_what_is_missing_before_a_stage_is_named(run: RunFolder) -> None:
     assert markers.missing_inputs("squeeze") == []
 
 
-def test_classes_are_counted_where_somebody_knows(run: RunFolder, tmp_path: Path) -> None:
+def test_class_count(run: RunFolder, tmp_path: Path) -> None:
     from delt_hpc.errors import UserError
 
     assert class_count(CONFIG, run) == 10
@@ -234,12 +239,12 @@ def test_classes_are_counted_where_somebody_knows(run: RunFolder, tmp_path: Path
     assert class_count(own, run) == 3
     write_text(run.classes, "index,folder,name\n0,a,a\n1,b,b\n")
     assert class_count(own, run) == 2
-    with pytest.raises(UserError, match="not what the run has"):
+    with pytest.raises(UserError, match="but the run has"):
         class_count(own, run, 3)
 
 
-def test_many_alike_are_one_line(run: RunFolder) -> None:
-    rows = [Row(Task("recover", ClassRange(i, i)), "failed" if i == 30 else "done", done=3, asked=3) for i in range(60)]
+def test_many_tasks_in_the_same_state_are_one_line(run: RunFolder) -> None:
+    rows = [Row(Task("recover", ClassRange(i, i)), "failed" if i == 30 else "done", done=3, total=3) for i in range(60)]
     table = show.status(rows, {}, "")
     assert table.row_count == 2
     assert len(show.status_json(rows, {}, "", 4)["tasks"]) == 60

@@ -10,7 +10,7 @@ from delt_hpc.config.schema import Config, Recover
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.index import ClassMap
 from delt_hpc.errors import UserError
-from delt_hpc.report import losses, pairs
+from delt_hpc.report import losses, samples
 from delt_hpc.report.collect import collect
 from delt_hpc.report.content import Diversity, Missing, Report
 from delt_hpc.run.folder import RunFolder
@@ -21,7 +21,7 @@ STD = math.sqrt(7 / 3)  # of 87, 88, 85, with n - 1
 
 def content(made: tuple[Config, RunFolder, Dataset], diversity: Diversity | Missing = MEASURED) -> Report:
     config, run, dataset = made
-    found = pairs.read(run) if (run.distilled / "done.json").exists() else []
+    found = samples.read_pairs(run) if (run.distilled / "done.json").exists() else []
     return collect(config, run, dataset, found, diversity)
 
 
@@ -42,7 +42,7 @@ def test_accuracies_are_means_and_sample_deviations_over_seeds(whole: Report) ->
     assert first.ema.mean == pytest.approx(260 / 3 + 0.25)
 
 
-def test_arms_stand_in_their_own_order(whole: Report) -> None:
+def test_arms_are_in_the_order_of_the_type(whole: Report) -> None:
     assert [result.arm for result in whole.accuracy] == [
         "distilled-soft",
         "distilled-hard",
@@ -76,9 +76,9 @@ def test_costs_are_added_up_by_stage_and_round(whole: Report) -> None:
     assert stages["recover"].share == pytest.approx(31.0 / total)
     # 10 images over 4 rounds: 3, 6, 8, 10 active; 5 classes a batch, 100 iterations a round, 2 batches
     rounds = whole.costs.rounds
-    assert [each.image_iterations for each in rounds] == [3000, 6000, 8000, 10000]
-    assert [each.seconds for each in rounds] == pytest.approx([4.0, 7.0, 9.0, 11.0])
-    assert [each.seconds_per_batch for each in rounds] == pytest.approx([2.0, 3.5, 4.5, 5.5])
+    assert [cost.image_iterations for cost in rounds] == [3000, 6000, 8000, 10000]
+    assert [cost.seconds for cost in rounds] == pytest.approx([4.0, 7.0, 9.0, 11.0])
+    assert [cost.seconds_per_batch for cost in rounds] == pytest.approx([2.0, 3.5, 4.5, 5.5])
     assert rounds[0].image_iterations_per_s == pytest.approx(750.0)
 
 
@@ -108,13 +108,13 @@ def test_loss_curves_are_means_over_finished_batches(tmp_path: Path) -> None:
     assert (curve.loss, curve.cross_entropy, curve.bn_loss) == ((2.0, 3.0), (6.0, 7.0), (20.0, 30.0))
 
 
-def test_rounds_are_marked_where_they_begin(whole: Report) -> None:
+def test_the_first_iteration_of_each_round_is_marked(whole: Report) -> None:
     assert whole.recovery is not None
     assert whole.recovery.borders == (0, 100, 200, 300)
     assert whole.recovery.active[::100] == (15.0, 30.0, 40.0, 50.0)
 
 
-def test_nothing_but_a_data_set_names_every_stage_to_run(tmp_path: Path) -> None:
+def test_a_new_run_names_every_stage_to_run(tmp_path: Path) -> None:
     empty = content(fake_run.write(tmp_path, Shape(stages=())), Missing("Nothing to measure.", "aggregate"))
     assert {part: reason.stage for part, reason in empty.missing.items()} == {
         "accuracy": "evaluate",
@@ -128,13 +128,13 @@ def test_nothing_but_a_data_set_names_every_stage_to_run(tmp_path: Path) -> None
     assert empty.headline.images == 100
 
 
-def test_a_whole_run_misses_nothing_but_the_evaluation_that_is_gone(tmp_path: Path, whole: Report) -> None:
+def test_a_finished_run_misses_nothing_and_a_lost_evaluation_is_named(tmp_path: Path, whole: Report) -> None:
     assert whole.missing == {}
     made = fake_run.write(tmp_path)
     (made[1].evaluate / "convnet3-4663-random-soft" / "done.json").unlink()
     partial = content(made)
     assert list(partial.missing) == ["accuracy"]
-    assert partial.missing["accuracy"].what == "1 of 12 trainings are not there yet: convnet3-4663-random-soft."
+    assert partial.missing["accuracy"].what == "1 of 12 trainings are not finished yet: convnet3-4663-random-soft."
     assert partial.accuracy[-1].final.n == 2
 
 
@@ -143,7 +143,7 @@ def test_batches_that_are_not_recovered_yet_are_counted(tmp_path: Path) -> None:
     # ipc 20: five classes a batch of 100, so two batches
     assert "recovery" not in content(made).missing
     (made[1].recover / "00005-00009" / "done.json").unlink()
-    assert content(made).missing["recovery"] == Missing("1 of 2 batches are not there yet.", "recover")
+    assert content(made).missing["recovery"] == Missing("1 of 2 batches are not recovered yet.", "recover")
 
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
@@ -175,20 +175,20 @@ def test_json_holds_null_instead_of_nan(tmp_path: Path) -> None:
 
 def test_initial_images_are_found_by_class_and_number(tmp_path: Path) -> None:
     _, run, _ = fake_run.write(tmp_path, Shape(classes=("00010", "NA"), ipc=2, rounds=1))
-    assert [(pair.distilled, pair.initial) for pair in pairs.read(run)] == [
+    assert [(pair.distilled, pair.initial) for pair in samples.read_pairs(run)] == [
         (f"{folder}/{number:05d}.png",) * 2 for folder in ("00010", "NA") for number in (0, 1)
     ]
 
 
 def test_images_from_noise_have_no_initial_image(tmp_path: Path) -> None:
     _, run, _ = fake_run.write(tmp_path, Shape(noise=True))
-    assert {pair.initial for pair in pairs.read(run)} == {None}
+    assert {pair.initial for pair in samples.read_pairs(run)} == {None}
 
 
 def test_samples_are_spread_over_classes_and_entry_rounds() -> None:
-    found = [pairs.Pair(c, n, f"{c}/{n}", None, n // 10, 100) for c in range(1200) for n in range(50)]
+    found = [samples.Pair(c, n, f"{c}/{n}", None, n // 10, 100) for c in range(1200) for n in range(50)]
     names = tuple(f"class {c}" for c in range(1200))
-    chosen = pairs.sample(found, ClassMap(names, names))
+    chosen = samples.choose_samples(found, ClassMap(names, names))
     assert len(chosen) == 10
     assert (chosen[0].index, chosen[-1].index, chosen[-1].name) == (0, 1199, "class 1199")
     assert [image.entry_round for image in chosen[0].images] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]

@@ -17,7 +17,7 @@ from delt_hpc.report import figures, palette
 from delt_hpc.report.collect import collect
 from delt_hpc.report.content import Missing, Report, SampleClass, SampleImage
 from delt_hpc.report.drawing import Chart
-from delt_hpc.report.strips import CELL, GAP, cell_size, strip
+from delt_hpc.report.samples import CELL, GAP, cell_size, draw_strip
 from delt_hpc.run.folder import RunFolder
 
 DIGITS = SPECS["digits"]
@@ -66,7 +66,7 @@ def test_charts_of_a_page_share_no_ids(charts: dict[str, Chart]) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_an_svg_is_an_element_with_text_and_without_a_world_outside(charts: dict[str, Chart]) -> None:
+def test_an_svg_contains_text_and_refers_to_nothing_outside(charts: dict[str, Chart]) -> None:
     svg = charts["accuracy-convnet3"].svg
     assert svg.startswith("<svg viewBox=")
     assert svg.rstrip().endswith("</svg>")
@@ -87,7 +87,7 @@ def test_a_chart_is_the_same_each_time(whole: Report, charts: dict[str, Chart]) 
     assert again["training-convnet3"] == charts["training-convnet3"]
 
 
-def test_colours_of_light_and_dark_differ_and_stand_for_one_name_each() -> None:
+def test_every_light_colour_belongs_to_one_name() -> None:
     lights = [colour.light for colour in palette.COLOURS.values()]
     assert len(lights) == len(set(lights))
     css = palette.css()
@@ -131,13 +131,13 @@ def sample(*images: tuple[str, str | None]) -> SampleClass:
     return SampleClass(0, "c", "c", tuple(SampleImage(i, d, s, 0, 10) for i, (d, s) in enumerate(images)))
 
 
-def test_a_strip_holds_initial_above_distilled_pixel_by_pixel(tmp_path: Path) -> None:
+def test_a_strip_shows_initial_above_distilled_images_pixel_by_pixel(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     rng = np.random.default_rng(0)
     drawn = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in ("d0", "d1", "s0", "s1")}
     for name, pixels in drawn.items():
         picture((run.distilled if name[0] == "d" else run.selected) / f"{name}.png", pixels)
-    made = np.asarray(strip(run, sample(("d0.png", "s0.png"), ("d1.png", "s1.png")), DIGITS))
+    made = np.asarray(draw_strip(run, sample(("d0.png", "s0.png"), ("d1.png", "s1.png")), DIGITS))
     step = CELL + GAP
     assert made.shape == (2 * step - GAP, 2 * step - GAP, 4)
     for name, row, column in (("s0", 0, 0), ("s1", 0, 1), ("d0", 1, 0), ("d1", 1, 1)):
@@ -150,7 +150,7 @@ def test_a_strip_holds_initial_above_distilled_pixel_by_pixel(tmp_path: Path) ->
 def test_a_strip_from_noise_is_one_row(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     picture(run.distilled / "d.png", np.zeros((16, 16, 3), np.uint8))
-    assert strip(run, sample(("d.png", None)), DIGITS).size == (CELL, CELL)
+    assert draw_strip(run, sample(("d.png", None)), DIGITS).size == (CELL, CELL)
 
 
 def test_large_images_are_reduced_and_initial_ones_cropped_as_the_network_sees_them(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_large_images_are_reduced_and_initial_ones_cropped_as_the_network_sees_t
     wide[:, 150:450] = 255  # the centre square, and nothing else, is white
     picture(run.selected / "s.png", wide)
     picture(run.distilled / "d.png", np.full((224, 224, 3), 60, np.uint8))
-    made = np.asarray(strip(run, sample(("d.png", "s.png")), SPECS["imagenette"]))
+    made = np.asarray(draw_strip(run, sample(("d.png", "s.png")), SPECS["imagenette"]))
     assert made.shape == (2 * CELL + GAP, CELL, 4)
     assert (made[:CELL, :, :3] == 255).all()
     assert (made[CELL + GAP :, :, :3] == 60).all()
@@ -170,4 +170,4 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     run.distilled.mkdir()
     (run.distilled / "d.png").write_bytes(struct.pack(">I", 7))
     with pytest.raises(BadImageError, match=r"d\.png"):
-        strip(run, sample(("d.png", None)), DIGITS)
+        draw_strip(run, sample(("d.png", None)), DIGITS)

@@ -31,7 +31,7 @@ ODD = (
 
 
 class Parsed(HTMLParser):
-    """Tags that do not close, every attribute, and the text outside of style."""
+    """Parses a page: unclosed tags, all attributes, and the text outside of <style>."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def test_the_page_refers_to_nothing_outside_itself(whole: tuple[RunFolder, Parse
         assert not target.startswith("#") or target[1:] in page.values("id")
 
 
-def test_numbers_stand_in_page_and_markdown(whole: tuple[RunFolder, Parsed, str]) -> None:
+def test_page_and_markdown_contain_the_numbers(whole: tuple[RunFolder, Parsed, str]) -> None:
     _, page, text = whole
     assert "| convnet3 | distilled | soft | 3 | 86.7 ± 1.5 | 87.2 ± 1.5 | 86.9 ± 1.5 |" in text
     assert "| difference | +8.0 points |" in text
@@ -134,7 +134,7 @@ def test_json_holds_the_same_numbers(whole: tuple[RunFolder, Parsed, str]) -> No
     assert 0 < content["diversity"]["initial"] < 1
 
 
-def test_the_pictures_of_the_markdown_are_there(whole: tuple[RunFolder, Parsed, str]) -> None:
+def test_the_pictures_of_the_markdown_exist(whole: tuple[RunFolder, Parsed, str]) -> None:
     run, _, text = whole
     named = {unquote(name) for name in re.findall(r"\]\(([^)]*)\)", text)}
     there = {path.relative_to(run.report).as_posix() for path in run.report.glob("figures/*")}
@@ -160,12 +160,12 @@ def test_odd_class_names_are_text_in_markdown(odd: tuple[RunFolder, Parsed, str]
 def test_missing_stages_are_named(tmp_path: Path) -> None:
     _, page, text = made(tmp_path, Shape(stages=("squeeze",)))
     assert page.faults == []
-    for said in (" ".join(page.text.split()), text.replace("`", "")):
-        assert "This report is not complete yet. To run: recover, aggregate, evaluate." in said
-        assert "No student has been trained yet. Run the stage evaluate." in said
-        assert "No batch has been recovered yet. Run the stage recover." in said
-        assert "The distilled images have not been put together yet. Run the stage aggregate." in said
-        assert "There are no distilled images to measure yet. Run the stage aggregate." in said
+    for text_shown in (" ".join(page.text.split()), text.replace("`", "")):
+        assert "This report is not complete yet. Stages to run: recover, aggregate, evaluate." in text_shown
+        assert "No student has been trained yet. Run the stage evaluate." in text_shown
+        assert "No batch has been recovered yet. Run the stage recover." in text_shown
+        assert "There is no distilled data set yet. Run the stage aggregate." in text_shown
+        assert "There are no distilled images to measure yet. Run the stage aggregate." in text_shown
 
 
 def test_one_seed_shows_a_dash(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_one_seed_shows_a_dash(tmp_path: Path) -> None:
 
 def test_a_run_from_noise_has_distilled_images_alone(tmp_path: Path) -> None:
     run, page, _ = made(tmp_path, Shape(noise=True, stages=("squeeze", "aggregate")))
-    assert "they started from noise" in page.text
+    assert "which started from noise" in page.text
     assert "Initial images" not in page.text
     assert json.loads((run.report / "report.json").read_text())["diversity"]["initial"] is None
 
@@ -203,7 +203,7 @@ def test_a_report_is_made_again_only_when_its_inputs_change(tmp_path: Path) -> N
     assert json.loads((run.report / "report.json").read_text())["accuracy"][0]["final"]["mean"] == 88.5
 
 
-def test_a_report_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
+def test_a_report_with_a_lost_file_is_made_again(tmp_path: Path) -> None:
     context = run_of(tmp_path, Shape(stages=()))
     report(context)
     (context.run.report / "report.md").unlink()

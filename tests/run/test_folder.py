@@ -1,22 +1,28 @@
-"""Files and folders appear whole or not at all; a folder made by another configuration is refused by name."""
+"""Files and folders appear complete or not at all; a folder of another configuration is refused."""
 
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from delt_hpc.errors import UserError
+from delt_hpc.run import folder as folder_module
 from delt_hpc.run.folder import (
     DONE,
     STAMP,
     RunFolder,
+    broken_files,
     check_stamp,
     differences,
+    file_sizes,
     is_done,
     mark_done,
     read_json,
+    remove_leftovers,
     stage_folders,
     stamp,
     write_csv,
@@ -28,7 +34,7 @@ from delt_hpc.run.folder import (
 
 
 class CrashError(Exception):
-    """Something that goes wrong while a file is being written."""
+    """An error while a file is being written."""
 
 
 def inside(folder: Path) -> list[str]:
@@ -54,7 +60,7 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert inside(path.parent) == ["file"]
 
 
-def test_the_old_content_stands_until_the_new_is_complete(tmp_path: Path) -> None:
+def test_the_old_content_remains_until_the_new_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_text(path, "old")
     with writing(path, "w") as file:
@@ -175,7 +181,7 @@ def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
     assert inside(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_only_the_leftovers_of_the_same_folder_are_removed(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from delt_hpc.run.folder import writing_folder\n"
         "with writing_folder(Path(sys.argv[1])) as folder:\n"
@@ -214,7 +220,7 @@ def test_a_folder_without_a_stamp_is_fine_and_gets_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"recover.lr": 0.1}, "recover.lr: made with 0.25, now 0.1"),
         ({"recover.betas": [0.9, 0.9]}, "recover.betas: made with [0.5, 0.9], now [0.9, 0.9]"),
@@ -222,18 +228,18 @@ def test_a_folder_without_a_stamp_is_fine_and_gets_one(tmp_path: Path) -> None:
         ({"recover.new": 1}, "recover.new: made with '(nothing)', now 1"),
     ],
 )
-def test_the_value_that_differs_is_named(change: dict[str, object], told: str, tmp_path: Path) -> None:
+def test_the_value_that_differs_is_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
     stamp(tmp_path / "rank", MADE)
     for check in (check_stamp, stamp):
-        with pytest.raises(UserError, match="was made by another configuration") as caught:
+        with pytest.raises(UserError, match="was made with another configuration") as caught:
             check(tmp_path / "rank", MADE | change)
-        assert [line.strip() for line in caught.value.what.splitlines()[1:]] == [told]
+        assert [line.strip() for line in caught.value.what.splitlines()[1:]] == [message]
         assert caught.value.where == str(tmp_path / "rank")
         assert "--run" in caught.value.remedy
     assert read_json(tmp_path / "rank" / STAMP) == MADE
 
 
-def test_all_differences_are_told_those_of_either_side_too() -> None:
+def test_differences_of_either_side_are_listed() -> None:
     assert differences({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 4, "d": 5}) == [
         "b: made with 2, now 4",
         "d: made with '(nothing)', now 5",
@@ -242,7 +248,7 @@ def test_all_differences_are_told_those_of_either_side_too() -> None:
     assert differences(MADE, dict(reversed(MADE.items()))) == []
 
 
-def test_a_stage_is_done_when_it_says_so(tmp_path: Path) -> None:
+def test_a_stage_is_done_once_it_is_marked(tmp_path: Path) -> None:
     assert not is_done(tmp_path)
     mark_done(tmp_path)
     assert is_done(tmp_path)
@@ -258,3 +264,79 @@ def test_every_stamped_folder_is_found(tmp_path: Path) -> None:
     folder = run.evaluate / "resnet18-small-stem-3407-distilled-soft"
     stamp(folder, MADE)
     assert list(stage_folders(run))[-1] == ("evaluate", folder)
+
+
+# --- durability
+
+
+class Disk:
+    """Records which files and folders are synced, and which of a folder's contents are not when it is renamed."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.synced: list[Path] = []
+        self.unsynced: list[Path] = []
+        fsync, rename = os.fsync, Path.rename
+
+        def recording(handle: int) -> None:
+            self.synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+            fsync(handle)
+
+        def checking(path: Path, target: Path) -> Path:
+            self.unsynced += [inside for inside in (path, *path.rglob("*")) if inside not in self.synced]
+            return rename(path, target)
+
+        patch.setattr(os, "fsync", recording)
+        patch.setattr(Path, "rename", checking)
+
+
+def test_everything_in_a_folder_is_on_disk_before_it_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power loss, a renamed folder whose files were not synced would hold empty files."""
+    disk = Disk(monkeypatch)
+    with writing_folder(tmp_path / "set") as folder:
+        (folder / "class").mkdir()
+        for number in range(5):
+            (folder / "class" / f"{number}.png").write_text("x")
+        (folder / "manifest.csv").write_text("y")
+    assert disk.unsynced == []
+    assert disk.synced[-1] == tmp_path
+    assert len(disk.synced) == 6 + 2 + 1  # each file and folder once, then the parent
+
+
+def leave(folder: Path, name: str, pid: int | str, host: str | None = None, age_s: float = 0.0) -> Path:
+    path = folder / f".{name}.{folder_module._host() if host is None else host}-{pid}-0123abcd.tmp"
+    path.write_text("half")
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_temporary_files_of_dead_writers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    dead = int(python("import os; print(os.getpid())").stdout)
+    removed = [
+        leave(tmp_path, "checkpoint.pt", dead),
+        leave(tmp_path, "a.csv", 1, host="ffffff", age_s=100_000),
+        leave(tmp_path, "b.csv", os.getpid(), age_s=100_000),
+    ]
+    kept = [
+        leave(tmp_path, "c.csv", os.getpid()),
+        leave(tmp_path, "d.csv", dead, host="ffffff"),
+        tmp_path / ".mine",
+        tmp_path / "e.tmp",
+    ]
+    for path in kept[2:]:
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert not any(path.exists() for path in removed)
+    assert all(path.exists() for path in kept)
+
+
+def test_lost_and_truncated_files_of_a_finished_folder_are_named(tmp_path: Path) -> None:
+    for name in ("whole.csv", "cut.csv", "class/lost.png"):
+        write_text(tmp_path / name, "content")
+    (tmp_path / "checkpoint.pt").touch()
+    mark_done(tmp_path, {"files": file_sizes(tmp_path)})
+    assert broken_files(tmp_path) == []
+    (tmp_path / "cut.csv").write_text("")
+    (tmp_path / "class" / "lost.png").unlink()
+    assert broken_files(tmp_path) == ["class/lost.png: missing", "cut.csv: 0 bytes instead of 7"]
+    (tmp_path / DONE).write_text("")
+    assert broken_files(tmp_path)[0].startswith("done.json: is damaged")

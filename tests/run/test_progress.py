@@ -1,4 +1,4 @@
-"""What a process tells on standard error: lines in a log, a bar on a terminal, nothing when quiet."""
+"""Progress on standard error: lines in a log, a bar on a terminal, nothing if quiet, no harm if it is closed."""
 
 import os
 import pty
@@ -19,7 +19,7 @@ def work(reporter: Reporter, steps: int = 3, title: str = "rank [all]") -> None:
 
 @pytest.fixture
 def chatty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step is worth a line."""
+    """Print a line at every step."""
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
 
 
@@ -36,7 +36,7 @@ def test_a_log_gets_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.splitlines()[2].endswith("(about 0 s left)")
 
 
-def test_a_log_gets_a_line_now_and_then_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_only_an_occasional_line(capsys: pytest.CaptureFixture[str]) -> None:
     work(Reporter(), 1000)
     assert capsys.readouterr().err == ""
 
@@ -56,13 +56,13 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_said_stands_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_are_not_interpreted_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     Reporter().say("evaluate: [red]été[/red] 12.5 %")
     assert capsys.readouterr().err == "evaluate: [red]été[/red] 12.5 %\n"
 
 
 @pytest.mark.usefixtures("chatty")
-def test_no_steps_are_no_trouble(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_without_steps(capsys: pytest.CaptureFixture[str]) -> None:
     with Reporter().bar("resumed", 5) as bar:
         bar.advance(0)
     assert capsys.readouterr().err.startswith("resumed: 0/5")
@@ -106,3 +106,32 @@ def test_a_terminal_gets_a_bar_with_the_texts_as_they_are() -> None:
 
 def test_a_quiet_terminal_stays_empty() -> None:
     assert on_a_terminal(BAR.format(options="quiet=True")) == ""
+
+
+CLOSED = """
+from delt_hpc.run import progress
+progress.LOG_SECONDS = 0.0
+reporter = progress.Reporter()
+for _ in range(3):
+    reporter.say("x" * 100_000)
+    with reporter.bar("work", 2) as bar:
+        bar.advance(2)
+print("finished")
+"""
+
+
+def test_work_goes_on_after_the_reader_of_standard_error_is_gone() -> None:
+    """As with `2>&1 | true`, or a `tee` that dies."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED], stdout=subprocess.PIPE, stderr=writing, text=True, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (0, "finished\n")
+
+
+def test_work_goes_on_without_a_standard_error() -> None:
+    closed = f'exec "{sys.executable}" -c "$0" 2>&-'
+    done = subprocess.run(["sh", "-c", closed, CLOSED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "finished\n")

@@ -1,4 +1,4 @@
-"""Timing records: appended by every process, gathered into one table that a killed process cannot spoil."""
+"""Timing records: appended by every process, gathered into one table, robust to killed processes."""
 
 import platform
 from datetime import UTC, datetime, timedelta

@@ -1,11 +1,11 @@
-"""Unreadable images and mixed decoders, through whole stages."""
+"""Unreadable images and mixed image decoders in whole stages."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from helpers.toy import FOLDERS, Start
+from helpers.toy import FOLDERS, Start, copy_run
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
@@ -26,7 +26,7 @@ def damaged(toy: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loader", ["auto", "torchvision"])
-def test_left_out_files_are_listed_with_the_ranking_and_in_the_report(
+def test_skipped_files_are_listed_with_the_ranking_and_in_the_report(
     start: Start, damaged: Path, tmp_path: Path, loader: str
 ) -> None:
     changes = {
@@ -53,21 +53,20 @@ def test_left_out_files_are_listed_with_the_ranking_and_in_the_report(
         assert "00011.png" in (run.report / page).read_text()
 
 
-def test_they_are_an_error_otherwise(start: Start, damaged: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_an_error_otherwise(start: Start, damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)unreadable image.*00003\.png|00000\.png.*data\.on_bad=skip"):
         start(tmp_path / "run", ("squeeze",), {"data": {"root": str(damaged)}})
 
 
-def test_a_class_of_which_too_few_are_readable(start: Start, damaged: Path, tmp_path: Path) -> None:
+def test_a_class_with_too_few_readable_images_is_refused(start: Start, damaged: Path, tmp_path: Path) -> None:
     changes = {"data": {"root": str(damaged), "on_bad": "skip"}, "select": {"ipc": 11}}
-    with pytest.raises(UserError, match=f"class {FOLDERS[3]} has 10 ranked images, 11 are asked for"):
+    with pytest.raises(UserError, match=f"class {FOLDERS[3]} has 10 ranked images, but select.ipc is 11"):
         start(tmp_path / "run", ("squeeze", "rank", "select"), changes)
 
 
-def test_scores_of_different_decoders_do_not_go_into_one_ranking(start: Start, tmp_path: Path) -> None:
+def test_scores_of_different_decoders_are_not_mixed(finished: Context, start: Start, tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali")
-    root = tmp_path / "run"
-    start(root, ("squeeze",))
+    root = copy_run(finished, tmp_path / "run", "squeeze")
     start(root, ("rank",), {"machine": {"loader": "torchvision"}}, classes=ClassRange(0, 1))
     with pytest.raises(UserError, match="loader: made with 'torchvision', now 'dali-cpu'"):
         start(root, ("rank",), {"machine": {"loader": "dali-cpu"}}, classes=ClassRange(2, 3))
@@ -75,16 +74,16 @@ def test_scores_of_different_decoders_do_not_go_into_one_ranking(start: Start, t
     assert len(read_ranking(run.ranking)) == 48
 
 
-def test_what_read_the_images_is_recorded(finished: Context) -> None:
+def test_the_image_decoder_is_recorded(finished: Context) -> None:
     read_by = json.loads((finished.run.rank / "read_by.json").read_text())
     assert read_by == finished.loader_config.facts(training=False)
     result = json.loads(next(finished.run.evaluate.glob("*/result.json")).read_text())
     assert result["loader"] == "torchvision"
 
 
-def test_the_precision_of_scores_is_as_configured(start: Start, tmp_path: Path) -> None:
-    exact = start(tmp_path / "exact", ("squeeze", "rank")).run
-    half = start(tmp_path / "half", ("squeeze", "rank"), {"rank": {"precision": "bfloat16"}}).run
+def test_the_precision_of_scores_is_as_configured(finished: Context, start: Start, tmp_path: Path) -> None:
+    exact = finished.run
+    half = start(copy_run(finished, tmp_path / "half", "squeeze"), ("rank",), {"rank": {"precision": "bfloat16"}}).run
     one, other = (read_ranking(run.ranking).set_index("img_path")["score"].sort_index() for run in (exact, half))
     assert not one.equals(other)
     assert (one - other).abs().max() < 0.02

@@ -1,4 +1,4 @@
-"""Students cannot tell which engine recovered their images: real images, three seeds."""
+"""Students learn equally well from the images of both engines: real images, three seeds."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
 @pytest.mark.slow
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="apt-get install dataset-fashion-mnist")
 def test_students_of_both_engines_are_equally_good(tmp_path: Path) -> None:
-    """Within two standard errors of their difference; and they have learnt something from their images."""
+    """Within two standard errors of their difference; and they have learnt from their images."""
     data = tmp_path / "data"
     for split, folder, per_class in (("train", "train", 150), ("t10k", "val", 60)):
         write_fashion(data / folder, split, per_class)
@@ -41,7 +41,7 @@ def test_students_of_both_engines_are_equally_good(tmp_path: Path) -> None:
     for engine in ("packed", "reference"):
         root = tmp_path / engine
         if engine == "reference":
-            # Teacher, ranking and selection are the same.
+            # Both engines use the same teacher, ranking and selection.
             shutil.copytree(
                 tmp_path / "packed", root, ignore=shutil.ignore_patterns("recover", "distilled", "evaluate")
             )

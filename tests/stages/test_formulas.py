@@ -1,4 +1,4 @@
-"""Learning rates, losses and mixing of squeeze and evaluate, against their formulas."""
+"""Learning rates, losses and mixing of squeeze and evaluate, compared with their formulas."""
 
 import pytest
 import torch

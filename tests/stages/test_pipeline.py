@@ -1,14 +1,13 @@
-"""Whole runs: what each stage leaves, what is skipped, and that results do not depend on how the work was cut."""
+"""Whole runs: the results of each stage, what is skipped, and independence of the division into tasks."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers.toy import FOLDERS, Start, images_of
+from helpers.toy import FOLDERS, Start, copy_run, images_of
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -73,9 +72,8 @@ def test_every_student_seed_and_arm_has_its_result(finished: Context) -> None:
         assert result["train_images"] == 12
 
 
-def test_a_trial_alone_gives_what_it_gives_among_all(finished: Context, start: Start, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(finished.run.root, root, ignore=shutil.ignore_patterns("evaluate", "report", "recover"))
+def test_a_trial_alone_has_the_same_result_as_among_all(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "aggregate")
     run_stages(start(root, ()), ("evaluate",), trial=Trial("convnet3", 2, "random-soft"))
     (alone,) = (root / "evaluate").iterdir()
     assert alone.name == "convnet3-2-random-soft"
@@ -83,7 +81,7 @@ def test_a_trial_alone_gives_what_it_gives_among_all(finished: Context, start: S
     assert (alone / "history.csv").read_text() == (among / "history.csv").read_text()
 
 
-def test_timing_has_a_row_a_unit_and_round(finished: Context) -> None:
+def test_timing_has_a_row_per_unit_and_round(finished: Context) -> None:
     table = pd.read_csv(finished.run.timing_table)
     assert set(table["stage"]) >= {"squeeze", "rank", "select", "recover", "aggregate", "evaluate"}
     rounds = table[table["stage"] == "recover"]
@@ -105,9 +103,8 @@ def test_a_second_call_does_nothing(finished: Context, start: Start) -> None:
     assert {path: time for path, time in times().items() if path not in volatile} == before
 
 
-def test_stages_cut_by_class_range_give_the_same_bytes(finished: Context, start: Start, tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    start(root, ("squeeze",))
+def test_tasks_of_class_ranges_give_the_same_bytes(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "squeeze")
     for classes in (ClassRange(2, 2), ClassRange(0, 1), ClassRange(3, 3)):
         start(root, ("rank",), classes=classes)
     start(root, ("select",))
@@ -119,7 +116,7 @@ def test_stages_cut_by_class_range_give_the_same_bytes(finished: Context, start:
     assert (run.distilled / "manifest.csv").read_bytes() == (finished.run.distilled / "manifest.csv").read_bytes()
 
 
-def test_workers_change_nothing(
+def test_the_number_of_workers_changes_nothing(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("delt_hpc.data.pil_loader._MIN_IMAGES_FOR_WORKERS", 1)
@@ -171,12 +168,7 @@ def test_noise_initialisation_needs_no_ranking(start: Start, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "jpeg75", "png"])
 def test_image_formats(finished: Context, start: Start, tmp_path: Path, image_format: str) -> None:
-    root = tmp_path / "run"
-    root.mkdir()
-    for name in ("teacher", "rank", "selected", "index"):
-        shutil.copytree(finished.run.root / name, root / name)
-    for name in ("dataset.json", "classes.csv", "ranking.csv"):
-        shutil.copy(finished.run.root / name, root / name)
+    root = copy_run(finished, tmp_path / "run", "select")
     run = start(root, ("recover", "aggregate"), {"recover": {"image_format": image_format}}).run
     with Image.open(run.distilled / FOLDERS[0] / f"00000.{'png' if image_format == 'png' else 'jpg'}") as image:
         assert image.format == ("PNG" if image_format == "png" else "JPEG")

@@ -1,23 +1,20 @@
-"""What is refused before any work: with the key, the values and what to do."""
+"""What is refused before any work, with the key, the values and the remedy."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.toy import FOLDERS, Start
+from helpers.toy import Start, copy_run
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
-from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 
 
 @pytest.fixture
 def copy(finished: Context, tmp_path: Path) -> Path:
-    """The undisturbed run, to be damaged."""
-    shutil.copytree(finished.run.root, tmp_path / "run")
-    return tmp_path / "run"
+    """A copy of the finished run, to be damaged."""
+    return copy_run(finished, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,7 @@ def test_free_values_may_change(start: Start, copy: Path) -> None:
         ),
     ],
 )
-def test_inputs_that_do_not_go_together(start: Start, tmp_path: Path, changes: dict, message: str) -> None:
+def test_inconsistent_inputs_are_refused(start: Start, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         start(tmp_path / "run", None, changes)
     assert not (tmp_path / "run" / "teacher").exists()
@@ -83,7 +80,7 @@ def test_output_inside_input(start: Start, toy: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "needs"), [("rank", "squeeze"), ("select", "rank"), ("recover", "select"), ("evaluate", "aggregate")]
 )
-def test_a_stage_says_which_one_comes_first(start: Start, tmp_path: Path, stage: str, needs: str) -> None:
+def test_a_stage_names_the_stage_that_must_run_first(start: Start, tmp_path: Path, stage: str, needs: str) -> None:
     with pytest.raises(UserError, match=f"`{needs}`"):
         start(tmp_path / "run", (stage,))
 
@@ -114,41 +111,15 @@ def test_aggregation_names_everything_that_is_missing_or_damaged(start: Start, c
     with pytest.raises(UserError) as caught:
         start(copy, ("aggregate",))
     text = str(caught.value)
-    assert "3 missing or damaged" in text
+    assert "3 item(s) missing or damaged" in text
     assert "recover/00002-00003: not finished (classes 2-3)" in text
     assert "recover/00000-00001/images/00001/00002.png: missing" in text
-    assert "recover/00000-00001/images/00000/00000.png: no readable image" in text
+    assert "recover/00000-00001/images/00000/00000.png: not a readable image" in text
     assert not (copy / "distilled").exists()
 
 
-def _swap(run: Path) -> str:
-    first, second = (run / "distilled" / FOLDERS[0] / f"0000{i}.png" for i in (0, 1))
-    first.write_bytes(second.read_bytes())
-    return f"{FOLDERS[0]}/00000.png: its content has changed"
-
-
-def _lose(run: Path) -> str:
-    (run / "distilled" / FOLDERS[3] / "00002.png").unlink()
-    return f"{FOLDERS[3]}/00002.png: missing"
-
-
-def _add(run: Path) -> str:
-    (run / "distilled" / FOLDERS[1] / "00009.png").write_bytes(b"")
-    return f"{FOLDERS[1]}/00009.png: not in the manifest"
-
-
-@pytest.mark.parametrize("damage", [_swap, _lose, _add])
-def test_a_damaged_distilled_set_is_not_taken_as_finished(
-    start: Start, copy: Path, damage: Callable[[Path], str]
-) -> None:
-    expected = damage(copy)
-    assert [line for line in manifest.problems(copy / "distilled") if line.startswith(expected)]
-    with pytest.raises(UserError, match="delete the folder and run `aggregate` again"):
-        start(copy, ("aggregate",))
-
-
-def test_only_recovery_asks_for_a_gpu_s_precision(start: Start, tmp_path: Path) -> None:
-    """Selecting, aggregating and reporting of a GPU's run go without one."""
+def test_only_recovery_requires_a_gpu_for_its_precision(start: Start, tmp_path: Path) -> None:
+    """The other stages of a run that recovers on a GPU work without one."""
     changes = {"recover": {"precision": "float16"}}
     start(tmp_path / "run", ("squeeze", "rank", "select"), changes)
     with pytest.raises(UserError, match=r"recover\.precision: float16"):

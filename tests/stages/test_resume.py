@@ -1,4 +1,4 @@
-"""Interruptions: work that was stopped or killed resumes and ends with the same bytes."""
+"""Interrupted work resumes and ends with the same bytes."""
 
 import itertools
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.toy import FOLDERS, Start, images_of
+from helpers.toy import FOLDERS, Start, copy_run, images_of
 
 from delt_hpc.config.load import dump_config
-from delt_hpc.config.schema import Config
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.context import Context
 from delt_hpc.data.loader import ValidationSet
 from delt_hpc.models import convnet
@@ -27,7 +27,7 @@ from delt_hpc.training import loop
 
 
 class KillError(BaseException):
-    """Stands for the end of the process: no handler of the program's catches it."""
+    """Simulates the death of the process: no handler of the program catches it."""
 
 
 class Steps:
@@ -55,8 +55,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 
 @pytest.mark.parametrize("engine", ["packed", "reference"])
 @pytest.mark.parametrize("at", [1, 3, 8, 9, 15])
-def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
+def test_recovery_killed_at_any_iteration_ends_with_the_same_bits(
     start: Start,
+    finished: Context,
     undisturbed: Callable[[str], Context],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -65,8 +66,7 @@ def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
 ) -> None:
     """Two batches of eight iterations each, a checkpoint after every one."""
     module, name = (reference, "adam") if engine == "reference" else (packed, "adam_")
-    root, changes = tmp_path / "run", {"recover": {"checkpoint_seconds": 0.0, "engine": engine}}
-    start(root, ("squeeze", "rank", "select"), changes)
+    root, changes = copy_run(finished, tmp_path / "run", "select"), {"recover": {"engine": engine}}
     original, calls = getattr(module, name), [0]
 
     def stopping(*args: object, **options: object) -> None:
@@ -96,16 +96,15 @@ def test_recovery_stopped_at_any_iteration_goes_on_to_the_same_bits(
 
 @pytest.fixture(scope="module")
 def undisturbed(finished: Context, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Context]:
-    """The whole run by either engine."""
+    """The uninterrupted run with either engine."""
     by_reference: list[Context] = []
 
     def of(engine: str) -> Context:
         if engine == "packed":
             return finished
         if not by_reference:
-            stages = ("squeeze", "rank", "select", "recover", "aggregate")
-            root = tmp_path_factory.mktemp("reference")
-            by_reference.append(start(root, stages, {"recover": {"engine": "reference"}}))
+            root = copy_run(finished, tmp_path_factory.mktemp("reference") / "run", "select")
+            by_reference.append(start(root, ("recover", "aggregate"), {"recover": {"engine": "reference"}}))
         return by_reference[0]
 
     return of
@@ -150,8 +149,7 @@ def test_students_trainings_resume_at_the_step(
 ) -> None:
     """Six trainings of two epochs of two steps. The state has the averaged model too."""
     root = tmp_path / "run"
-    start(root, ("squeeze", "rank", "select", "recover", "aggregate"))
-    steps.count = 0
+    copy_run(finished, root, "aggregate")
     for at in (1, 6, 11, 20):  # in an epoch, after its last step, after a training's first and last step
         steps.stop_in = at
         with pytest.raises(stop.Interrupted), stop.on_signal():
@@ -198,10 +196,9 @@ def test_skipped_files_are_listed_after_a_resumption(start: Start, toy: Path, tm
 
 @pytest.mark.parametrize("stage", ["select", "aggregate"])
 def test_copying_stages_stop_between_classes_and_resume(
-    finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+    finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Stage
 ) -> None:
-    root, stages = tmp_path / "run", ("squeeze", "rank", "select", "recover", "aggregate")
-    start(root, stages[: stages.index(stage)])
+    root = copy_run(finished, tmp_path / "run", "rank" if stage == "select" else "recover")
     checks = [0]
 
     def check() -> None:
@@ -218,7 +215,7 @@ def test_copying_stages_stop_between_classes_and_resume(
     made = root / {"select": "selected", "aggregate": "distilled"}[stage]
     assert not (made / "done.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in made.rglob("*.png")}
-    assert len(kept) == {"select": 6, "aggregate": 0}[stage]
+    assert len(kept) == {"select": 9, "aggregate": 0}[stage]
     assert not list(root.rglob("*.tmp"))
     start(root, (stage,))
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
@@ -269,7 +266,7 @@ def test_a_signal_to_the_process_group_stops_a_training_with_loading_workers(
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert err.splitlines()[-1] == "stopped as asked to; the same command goes on from here"
+    assert err.splitlines()[-1] == "stopped on request; the same command resumes"
     done = 3 + out.count("step")
     assert 3 <= done < 42
     run = start(tmp_path / "run", ("squeeze",), changes).run
@@ -282,12 +279,12 @@ def test_a_signal_to_the_process_group_stops_a_training_with_loading_workers(
 def test_ended_processes_lose_nothing(
     finished: Context, configure: Callable[..., Config], start: Start, tmp_path: Path, kill: signal.Signals, code: int
 ) -> None:
-    """A signal, for real, as soon as a batch has a checkpoint; then the command again."""
+    """A real signal as soon as a batch has a checkpoint; then the same command again."""
     root, file = tmp_path / "run", tmp_path / "toy.yaml"
     long = {"recover": {"iterations": 96, "round_iterations": 24, "checkpoint_seconds": 0.0}}
     file.write_text(dump_config(configure(long)), encoding="utf-8")
-    undisturbed = start(tmp_path / "undisturbed", ("squeeze", "rank", "select", "recover", "aggregate"), long).run
-    start(root, ("squeeze", "rank", "select"), long)
+    undisturbed = start(copy_run(finished, tmp_path / "undisturbed", "select"), ("recover", "aggregate"), long).run
+    copy_run(finished, root, "select")
     command = [sys.executable, "-m", "delt_hpc.cli", "recover", str(file), "--run", str(root), "--quiet"]
     for batch in ("00000-00001", "00002-00003"):
         process = subprocess.Popen(command)

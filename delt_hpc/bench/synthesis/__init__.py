@@ -1,0 +1,1 @@
+"""`delt-hpc bench synthesis`: whole recovery iterations, engine by engine."""

@@ -1,0 +1,99 @@
+"""Options that are valid alone but contradict each other."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from delt_hpc.config.schema import Config, Data, Recover, Teacher
+from delt_hpc.errors import some
+
+
+def contradictions(config: Config) -> list[tuple[str, str]]:
+    """(key, problem with its remedy) for values that are valid alone but not in combination."""
+    return [
+        *_recovery(config.recover),
+        *_teacher(config.teacher),
+        *_training(config),
+        *_data(config.data),
+        *_lists(config),
+    ]
+
+
+def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
+    total, length = recover.iterations, recover.round_length
+    if total % length:
+        # Pairs of divisors; the limit keeps absurd numbers of iterations fast.
+        small = [d for d in range(1, min(math.isqrt(total), 10**5) + 1) if total % d == 0]
+        divisors = {*small, *(total // d for d in small)}
+        near = sorted(sorted(divisors, key=lambda d: abs(d - length))[:4])
+        yield (
+            "recover.round_iterations",
+            f"{length} does not divide recover.iterations = {total}; use a divisor such as {some(near)}",
+        )
+    elif recover.batching == "mixed" and recover.rounds > 1:
+        yield "recover.batching", "`mixed` batches have a single round; set recover.round_iterations: null"
+    if recover.engine == "reference":
+        if recover.deterministic:
+            yield "recover.deterministic", "requires recover.engine: packed"
+        if recover.precision not in ("auto", "float32"):
+            yield (
+                "recover.precision",
+                f"{recover.precision}: the reference engine computes in float32; use float32 or auto",
+            )
+
+
+def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
+    for key, given, source, example in (
+        ("weights", teacher.weights, "torchvision", "e.g. IMAGENET1K_V1"),
+        ("checkpoint", teacher.checkpoint, "checkpoint", "the path of a weights file"),
+    ):
+        if given and teacher.source != source:
+            yield (
+                f"teacher.{key}",
+                f"is only used with teacher.source: {source}, which is {teacher.source}; remove one of the two",
+            )
+        if not given and teacher.source == source:
+            yield f"teacher.{key}", f"is required with teacher.source: {source}; give {example}"
+
+
+def _training(config: Config) -> Iterator[tuple[str, str]]:
+    for key, scale in (("squeeze", config.squeeze.crop_scale), ("evaluate", config.evaluate.crop_scale)):
+        if scale[0] > scale[1]:
+            yield f"{key}.crop_scale", f"{scale}: expected the smallest area first, then the largest"
+    warm, epochs = config.squeeze.warmup_epochs, config.squeeze.epochs
+    if warm >= epochs and config.teacher.source == "train":
+        yield "squeeze.warmup_epochs", f"{warm} must be less than squeeze.epochs = {epochs}"
+
+
+def _data(data: Data) -> Iterator[tuple[str, str]]:
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if isinstance(values, list) and (len(values) != 3 or not all(0 <= v <= 1 for v in values)):
+            yield (
+                f"data.{key}",
+                f"{values}: expected three numbers in 0..1 for red, green, blue (pixel values divided by 255)",
+            )
+    if isinstance(data.std, list) and 0 in data.std:
+        yield "data.std", f"{data.std}: standard deviations must be above 0"
+    if (data.mean == "measure") != (data.std == "measure"):
+        yield "data.mean", "`measure` must be set for both data.mean and data.std, or for neither"
+    paths = [name for name in data.classes or () if name in ("", ".", "..") or "/" in name]
+    if paths:
+        yield (
+            "data.classes",
+            f"{some([repr(name) for name in paths])}: expected names of folders directly below data.train",
+        )
+    if data.size and data.resize and data.resize < data.size:
+        yield "data.resize", f"{data.resize} must be at least data.size = {data.size}, so that the centre crop fits"
+
+
+def _lists(config: Config) -> Iterator[tuple[str, str]]:
+    evaluate = config.evaluate
+    lists: dict[str, Sequence[object]] = {
+        "evaluate.students": evaluate.students,
+        "evaluate.seeds": evaluate.seeds,
+        "evaluate.arms": evaluate.arms,
+        "data.classes": config.data.classes or [],
+    }
+    for key, items in lists.items():
+        twice = sorted({str(item) for item in items if list(items).count(item) > 1})
+        if twice:
+            yield key, f"contains {some(twice)} more than once"
