@@ -203,14 +203,14 @@ def _too_few(config: Config, train: SplitCheck, val: SplitCheck) -> Iterator[str
 def _only_in_val(data: Data) -> Iterator[str]:
     extra = only_in_val(data)
     if extra:
-        yield f"{len(extra)} class folders are only in {data.val}/ and are not used: {some(extra)}"
+        yield f"{data.val}/ has class folders that {data.train}/ does not have; they are not used: {some(extra)}"
 
 
 def _rotated(*splits: SplitCheck) -> Iterator[str]:
     paths = [f"{split.folder}/{path}" for split in splits for path in split.rotated]
     if paths:
         yield (
-            f"{len(paths)} images are marked as rotated by EXIF. They are used as stored, as ImageFolder does; rotate"
+            f"EXIF marks images as rotated. They are used as stored, as ImageFolder does; rotate"
             f" the files themselves if that is wrong: {some(paths)}"
         )
 

@@ -82,7 +82,7 @@ def test_readable_images_must_be_enough(root: Path) -> None:
 def test_classes_of_val_alone_are_named(root: Path, image_folder: Any) -> None:
     image_folder(root / "val", {"c": 1, "d": 1}, 8)
     (warning,) = checked(config_of(root)).warnings
-    assert warning == "2 class folders are only in val/ and are not used: c, d"
+    assert warning == "val/ has class folders that train/ does not have; they are not used: c, d"
 
 
 def test_chosen_classes_leave_no_class_of_val_alone(root: Path) -> None:
@@ -97,7 +97,7 @@ def test_rotated_images_are_named(root: Path, suffix: str) -> None:
         rotate(path, orientation)
     result = checked(config_of(root))
     assert result.train.rotated == (f"a/x{suffix}",)
-    assert result.warnings[0].startswith("1 images are marked as rotated by EXIF. They are used as stored")
+    assert result.warnings[0].startswith("EXIF marks images as rotated. They are used as stored")
     assert result.train.largest == (12, 8), "as stored"
 
 
@@ -181,5 +181,5 @@ def test_a_run_says_first_what_it_works_on(root: Path, tmp_path: Path, image_fol
     config = config_of(root)
     assert list(summary(config, prepare(config, RunFolder(tmp_path / "run")))) == [
         "mine: 2 classes, 8 training and 8 validation images, network input 8 x 8, 2 distilled images per class",
-        "warning: 1 class folders are only in val/ and are not used: c",
+        "warning: val/ has class folders that train/ does not have; they are not used: c",
     ]
