@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from delt_hpc.config.network_name import in_file_names
 from delt_hpc.config.schema import Config, Data, Recover, Teacher
 from delt_hpc.errors import some
 
@@ -97,3 +98,7 @@ def _lists(config: Config) -> Iterator[tuple[str, str]]:
         twice = sorted({str(item) for item in items if list(items).count(item) > 1})
         if twice:
             yield key, f"contains {some(twice)} more than once"
+    folders = [in_file_names(student) for student in set(evaluate.students)]
+    shared = sorted({folder for folder in folders if folders.count(folder) > 1})
+    if shared:
+        yield "evaluate.students", f"several students would share the folders evaluate/{some(shared)}-*; rename one"

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from delt_hpc.config import recipes
+from delt_hpc.config import methods, recipes
 from delt_hpc.config.contradictions import contradictions
 from delt_hpc.config.schema import SECTIONS, Config
 from delt_hpc.errors import UserError
@@ -41,7 +41,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
 def _preset(tree: Tree) -> Tree:
     """The preset of the method that `tree` names; empty if it names none."""
     method = tree.get("method")
-    return recipes.method(method) if method in recipes.METHODS else {}
+    return methods.load(method).values if method in methods.names() else {}
 
 
 def parse_config(tree: Tree, where: str, origin: dict[str, str] | None = None) -> Config:

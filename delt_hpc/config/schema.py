@@ -8,8 +8,11 @@ between two calls on the same run folder.
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from delt_hpc.config import methods, network_name
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -29,6 +32,24 @@ Crop = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _known_method(name: str) -> str:
+    problem = methods.unknown(name)
+    if problem:
+        # The message is a template of pydantic, where braces have a meaning.
+        raise PydanticCustomError("unknown_method", "{problem}", {"problem": problem})
+    return name
+
+
+def _network_name(name: str) -> str:
+    if not network_name.is_network(name):
+        raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
+    return name
+
+
+NetworkName = Annotated[str, AfterValidator(_network_name)]
+MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 def free(default: Any, description: str) -> Any:
@@ -81,7 +102,7 @@ class Data(Section):
 
 
 class Teacher(Section):
-    model: Name = value("convnet3", "a network that `delt-hpc models` lists")
+    model: NetworkName = value("convnet3", f"the network: {network_name.EXPECTED}")
     source: Literal["train", "torchvision", "checkpoint"] = value(
         "train", "origin of the weights: trained in this run, torchvision's, or a file"
     )
@@ -181,8 +202,8 @@ class Recover(Section):
 
 
 class Evaluate(Section):
-    students: Annotated[list[Name], Field(min_length=1)] = free(
-        ["convnet3"], "networks to train from scratch (`delt-hpc models`)"
+    students: Annotated[list[NetworkName], Field(min_length=1)] = free(
+        ["convnet3"], "networks to train from scratch, named as in teacher.model"
     )
     seeds: Annotated[list[int], Field(min_length=1)] = free(
         [3407, 4663, 2897], "one training per seed, student and arm"
@@ -224,9 +245,7 @@ class Machine(Section):
 
 class Config(Section):
     name: Name = free("digits", "name of the run; its folder is runs/<name> unless --run is given")
-    method: Literal["delt", "cda", "sre2l"] = free(
-        "delt", "method whose preset supplies the defaults (config/recipes/methods/)"
-    )
+    method: MethodName = free("delt", "method whose preset supplies the defaults (config/recipes/methods/)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = value(0, "seed of every random draw")
     data: Data = Data()
     teacher: Teacher = Teacher()

@@ -59,8 +59,13 @@ def open_dataset(config: Config, run: RunFolder) -> Dataset:
     )
 
 
-def _set_up(config: Config, run: RunFolder) -> None:
-    data, root = config.data, root_of(config.data)
+def locate(data: Data) -> tuple[list[str], Index, Index]:
+    """The class folders, the training images and the validation images; a known data set is set up first.
+
+    Raises:
+        UserError: the data set is not found, or a class has no images.
+    """
+    root = root_of(data)
     sources.provide(data.name, root, data.train, data.val)
     train_root, val_root = root / data.train, root / data.val
     present = class_folders(train_root)
@@ -69,6 +74,12 @@ def _set_up(config: Config, run: RunFolder) -> None:
     train = scan(train_root, folders)
     listed = sources.listed_validation(val_root, folders)
     val = from_pairs(val_root, listed) if listed is not None else scan(val_root, folders)
+    return folders, train, val
+
+
+def _set_up(config: Config, run: RunFolder) -> None:
+    data, root = config.data, root_of(config.data)
+    folders, train, val = locate(data)
     measured = measure.colours(train, data, seed=config.seed) if data.mean == "measure" else None
     spec = resolve(data, len(folders), measured)
     classes = ClassMap(tuple(folders), tuple(names.readable(data.name, root, folders)))

@@ -170,7 +170,7 @@ WRONG = [
     ("recover: {betas: [0.5, 1.0]}", "recover.betas: 1.0: should be less than 1"),
     ("recover: {init: zeros}", "recover.init: 'zeros': should be 'selected' or 'noise'"),
     ("recover: {image_format: PNG}", "recover.image_format: 'PNG': should be 'jpeg', 'png' or 'jpeg75'"),
-    ("method: edc", "method: 'edc': should be 'delt', 'cda' or 'sre2l'"),
+    ("method: fdelt", "method: 'fdelt': there is no such method; did you mean `delt`? allowed here: cda, delt, sre2l"),
     ("evaluate: {students: convnet3}", "evaluate.students: 'convnet3': should be a valid list"),
     ("evaluate: {students: []}", "evaluate.students: []: list should have at least 1 item"),
     ("evaluate: {arms: [soft]}", "evaluate.arms: 'soft': should be 'distilled-soft', 'distilled-hard', "),
