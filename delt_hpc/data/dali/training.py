@@ -55,7 +55,9 @@ def training_batches(
             do not fit are read and decoded again in each epoch.
     """
     describe = _drawn(spec, augmentation, key)
-    pipeline_spec = PipelineSpec(Files(index, cache_mib=cache_mib), describe, training_graph(spec), batch_size + 1)
+    pipeline_spec = PipelineSpec(
+        Files(index, cache_mib=cache_mib, try_first=bad.skips), describe, training_graph(spec), batch_size + 1
+    )
     requests = (
         [Request(position, epoch) for position in batch.tolist()]
         for epoch in epochs
