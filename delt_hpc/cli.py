@@ -19,12 +19,17 @@ from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
 
-# Errors of the disk that may come at any moment, and what to do. Files are never left half-written.
+# Errors of the file system that may come at any moment, and what to do. Files are never left half-written.
 _DISK = {
     errno.ENOSPC: "free space on the disk",
     errno.EDQUOT: "free space within your quota",
     errno.EROFS: "give a run folder on a disk that can be written to (--run)",
     errno.EACCES: "give a run folder that you may write to (--run)",
+    errno.ENOTDIR: "give a folder (--run)",
+    errno.ENAMETOOLONG: "give shorter names",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "wait until the file server answers again",
 }
 
 app = typer.Typer(
@@ -109,11 +114,14 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode every image.")] = False,
+) -> None:
     """Check that a distilled data set is complete and unchanged. Exit code 1 if not; every fault is listed."""
     from delt_hpc.distilled import manifest  # noqa: PLC0415
 
-    found = manifest.problems(folder)
+    found = manifest.problems(folder, deep=deep)
     for line in found:
         typer.echo(line)
     images = len(manifest.read_manifest(folder))
@@ -225,11 +233,6 @@ def _execute(
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
         with stop.on_sigterm():
             pipeline.run_stages(context, stages or config.stages, wanted, only)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
-        sys.exit(2)
     except KeyboardInterrupt:  # typer would not pass it on to `main`
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None
@@ -257,6 +260,11 @@ def main() -> None:
         app()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
         sys.exit(2)
 
 
