@@ -18,6 +18,7 @@ from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.loader import LoaderConfig, ValidationSet
 from delt_hpc.errors import UserError, some
 from delt_hpc.run import checksums, timing
+from delt_hpc.run.checkpoint import DamagedCheckpointError, check_checkpoint
 from delt_hpc.run.folder import (
     CHECKPOINT,
     RunFolder,
@@ -107,6 +108,14 @@ class StageFolder:
     def checkpoint(self) -> Path:
         """The state of unfinished work; `finish` deletes it."""
         return self.path / CHECKPOINT
+
+    def usable_checkpoint(self) -> Path:
+        """The path of the checkpoint of a training; a damaged file there is set aside first."""
+        try:
+            check_checkpoint(self.checkpoint)
+        except DamagedCheckpointError as error:
+            self.set_checkpoint_aside(error)
+        return self.checkpoint
 
     def set_checkpoint_aside(self, reason: Exception) -> None:
         """Move the damaged checkpoint to broken/ and say why; the work then starts again."""

@@ -12,7 +12,7 @@ from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import digest
 from delt_hpc.models import registry, weights
-from delt_hpc.run import checksums
+from delt_hpc.run import checksums, stop
 from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
 from delt_hpc.run.lock import locked
 from delt_hpc.run.progress import Reporter
@@ -68,10 +68,14 @@ def run_stages(
     Args:
         classes: the range that rank and recover work on; the other stages always work on all classes.
         trial: the only trial that evaluate works on; all trials unless given.
+
+    Raises:
+        Interrupted: a stop was requested; see `run.stop`.
     """
     for stage in STAGES:
         if stage not in stages:
             continue
+        stop.check()
 
         def waits(stage: Stage = stage) -> None:
             context.reporter.say(f"{stage}: waiting for another process that works on this stage of the run")

@@ -26,20 +26,34 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
         file.write(_hash(content))
 
 
+def check_checkpoint(path: Path) -> None:
+    """Check the file, if there is one.
+
+    Raises:
+        DamagedCheckpointError: the file is not as it was written.
+    """
+    if path.exists():
+        _content(path)
+
+
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     """Read what `write_checkpoint` wrote, tensors on the device.
 
     Raises:
         DamagedCheckpointError: the file is not as it was written.
     """
+    state: dict[str, Any] = torch.load(io.BytesIO(_content(path)), map_location=device, weights_only=True)
+    return state
+
+
+def _content(path: Path) -> memoryview:
     content = memoryview(path.read_bytes())
     if not content:
         raise DamagedCheckpointError("is empty")
     body = content[:-_HASH_BYTES]
     if _hash(body) != content[-_HASH_BYTES:]:
         raise DamagedCheckpointError("is incomplete or was changed: its checksum does not match")
-    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location=device, weights_only=True)
-    return state
+    return body
 
 
 def _hash(content: memoryview) -> bytes:

@@ -45,7 +45,7 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
     for number, trial in enumerate(unfinished, start=1):
         folder = folders[trial]
         folder.start()
-        job = _training(context, trial, network, val, folder.checkpoint)
+        job = _training(context, trial, network, val, folder.usable_checkpoint())
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)

@@ -107,7 +107,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         val=context.validation_set(),
         precision=squeeze.precision,
         validate_every=squeeze.validate_every,
-        checkpoint=folder.checkpoint,
+        checkpoint=folder.usable_checkpoint(),
     )
     with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)

@@ -1,5 +1,6 @@
 """Damage to files of the run folder is found by the stage that reads them, and mended by the stage that it names."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from delt_hpc.context import Context
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.state import State
 from delt_hpc.run import stop
+from delt_hpc.stages.recover import recover
+from delt_hpc.training.loop import Training
 
 
 def flip_a_bit(path: Path) -> None:
@@ -148,12 +151,12 @@ def test_a_batch_with_a_damaged_checkpoint_starts_again_and_the_others_resume(
     damage: Callable[[Path], None],
 ) -> None:
     root = copy_run(finished, tmp_path / "run", "select")
-    batches = ("00000-00001", "00002-00003")
-    for batch in batches:
+    context = start(root, ())
+    for classes in (ClassRange(0, 1), ClassRange(2, 3)):
         with monkeypatch.context() as patch, pytest.raises(stop.Interrupted):
             patch.setattr(stop, "_requested", [15])
-            start(root, ("recover",), None, ClassRange.parse(f"{int(batch[:5])}-{int(batch[6:])}"))
-    damage(root / "recover" / batches[0] / "checkpoint.pt")
+            recover(context, classes)
+    damage(root / "recover" / "00000-00001" / "checkpoint.pt")
     started: list[int] = []
     load = State.load
     monkeypatch.setattr(State, "load", lambda *given: (state := load(*given), started.append(state.t))[0])
@@ -162,3 +165,29 @@ def test_a_batch_with_a_damaged_checkpoint_starts_again_and_the_others_resume(
     assert "recover/00000-00001/checkpoint.pt is" in capsys.readouterr().err
     assert len(list((root / "broken").iterdir())) == 1
     assert images_of(root / "recover") == images_of(finished.run.recover)
+
+
+@pytest.mark.parametrize("damage", [empty, halve, flip_a_bit])
+def test_a_training_with_a_damaged_checkpoint_starts_again(
+    finished: Context,
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+) -> None:
+    step = Training._step
+
+    def stopping(training: Training, *given: object) -> None:
+        step(training, *given)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(stop.Interrupted), stop.on_signal():
+        patch.setattr(Training, "_step", stopping)
+        start(tmp_path / "run", ("squeeze",))
+    damage(tmp_path / "run" / "teacher" / "checkpoint.pt")
+    run = start(tmp_path / "run", ("squeeze",), quiet=False).run
+    assert "teacher/checkpoint.pt is" in capsys.readouterr().err
+    weights = "weights.safetensors"
+    assert (run.teacher / weights).read_bytes() == (finished.run.teacher / weights).read_bytes()
+    assert len(list(run.broken.iterdir())) == 1

@@ -15,6 +15,7 @@ from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.pipeline import run_stages
 from delt_hpc.run import stop
+from delt_hpc.stages.select import select
 
 
 @pytest.fixture
@@ -92,9 +93,10 @@ def test_select_goes_on_with_the_next_class_after_a_stop(
     finished: Context, start: Start, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copy / "selected")
+    context = start(copy, ())
     with monkeypatch.context() as patch, pytest.raises(stop.Interrupted):
         patch.setattr(stop, "_requested", [15])
-        start(copy, ("select",))
+        select(context)
     first = copy / "selected" / FOLDERS[0] / "00000.png"
     before = first.stat().st_mtime_ns
     run = start(copy, ("select",)).run
