@@ -21,12 +21,17 @@ from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
 
-# Errors of the disk that may come at any moment, and what to do. Files are never left half-written.
+# Errors of the file system that may come at any moment, and what to do. Files are never left half-written.
 _DISK = {
     errno.ENOSPC: "free space on the disk",
     errno.EDQUOT: "free space within your quota",
     errno.EROFS: "give a run folder on a disk that can be written to (--run)",
     errno.EACCES: "give a run folder that you may write to (--run)",
+    errno.ENOTDIR: "give a folder (--run)",
+    errno.ENAMETOOLONG: "give shorter names",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "wait until the file server answers again",
 }
 
 app = typer.Typer(
@@ -112,12 +117,14 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode every image.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check that a distilled data set is complete and unchanged. Exit code 1 if not; every fault is listed."""
     from delt_hpc.distilled import manifest  # noqa: PLC0415
 
-    found = manifest.problems(folder)
+    found = manifest.problems(folder, deep=deep)
     images = len(manifest.read_manifest(folder))
     last = f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, no faults"
     facts = {"folder": str(folder), "images": images, "faults": found}
@@ -272,11 +279,6 @@ def _execute(
                 for line in summary(config, context.dataset):
                     context.reporter.say(line)
             pipeline.run_stages(context, stages or config.stages, wanted, only)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
-        sys.exit(2)
     except KeyboardInterrupt:  # typer would not pass it on to `main`
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None
@@ -304,6 +306,11 @@ def main() -> None:
         app()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
         sys.exit(2)
 
 

@@ -251,7 +251,10 @@ def whole(tmp_path: Path) -> Path:
             digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
             rows.append((file, digest, class_index, name, number, "", 0, 10, 0.5, 0.5))
     classes.write(folder / manifest.CLASSES)
-    (folder / manifest.FACTS).write_text(json.dumps({"ipc": 2, "spec": {"classes": 2, "size": 8}}))
+    (folder / manifest.FACTS).write_text(
+        json.dumps({"ipc": 2, "spec": SPECS["digits"].to_json() | {"classes": 2, "size": 8}})
+    )
+    (folder / manifest.CARD).write_text("# a card")
     pd.DataFrame(rows, columns=list(manifest.COLUMNS)).to_csv(folder / manifest.MANIFEST, index=False)
     return folder
 
@@ -298,3 +301,15 @@ def test_a_damaged_manifest_is_no_set(content: bytes, whole: Path, program: Prog
     answer = program("verify", whole)
     assert answer.code == 2
     assert answer.err.startswith(f"error: {whole / manifest.MANIFEST}: ")
+
+
+def test_a_run_folder_that_is_a_file_or_has_too_long_a_name_is_an_error(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = program("run", "digits", "--run", "file")
+    assert (answer.code, answer.err.partition("\n")[0]) == (2, "error: file: is not a folder")
+    answer = program("run", "digits", "--run", "file/below")
+    assert answer.code == 2
+    assert answer.err.startswith("error: ")
+    answer = program("run", "digits", "--run", "x" * 300)
+    assert answer.code == 2
+    assert "File name too long" in answer.err

@@ -25,7 +25,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 ScorePrecision = Literal["auto", "float32", "bfloat16", "float16"]
 RecoverPrecision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 
-Positive = Annotated[int, Field(ge=1)]
+# The upper limits are far above all sensible values; they refuse typing errors that would take for ever.
+Positive = Annotated[int, Field(ge=1, le=10**6)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Crop = Annotated[float, Field(gt=0, le=1)]
@@ -84,10 +86,8 @@ class Data(Section):
         None, "class folders to use, in this order; default: all of them, sorted by name"
     )
     num_classes: Positive | None = value(None, "expected number of classes; default: that of the data set")
-    size: Positive | None = value(
-        None, "height and width of the networks' input, pixels; default: that of the data set"
-    )
-    resize: Positive | None = value(
+    size: Pixels | None = value(None, "height and width of the networks' input, pixels; default: that of the data set")
+    resize: Pixels | None = value(
         None,
         "length of the shorter side before the centre crop, pixels; default: that of the data set, or size // 7 * 8",
     )
@@ -116,7 +116,7 @@ class Squeeze(Section):
     epochs: Positive = value(100, "passes over the training images")
     batch_size: Positive = value(128, "images per step")
     lr: Rate = value(0.1, "peak learning rate of SGD with Nesterov momentum; cosine decay to zero")
-    warmup_epochs: Annotated[int, Field(ge=0)] = value(5, "epochs of linear warm-up")
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = value(5, "epochs of linear warm-up")
     momentum: Probability = value(0.9, "Nesterov momentum of SGD; 0: none")
     weight_decay: NotNegative = value(5e-4, "L2 penalty; not applied to biases and BatchNorm")
     label_smoothing: Probability = value(0.0, "label smoothing of the cross-entropy")
@@ -185,7 +185,9 @@ class Recover(Section):
     )
     min_crop: Crop = value(0.08, "area of the smallest crop, as a share of the image")
     milestone: Annotated[float, Field(gt=0, le=1)] = value(1.0, "share of the run after which min_crop is reached")
-    jitter: Annotated[int, Field(ge=0)] = value(0, "largest random shift (torch.roll) in each direction, pixels")
+    jitter: Annotated[int, Field(ge=0, le=4096)] = value(
+        0, "largest random shift (torch.roll) in each direction, pixels"
+    )
     image_format: Literal["jpeg", "png", "jpeg75"] = value(
         "jpeg", "jpeg: quality 95, 4:4:4; png: lossless; jpeg75: as published"
     )
@@ -237,10 +239,12 @@ class Machine(Section):
 
     device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU if there is one, else the CPU")
     loader: Loader = free("auto", "image decoder; auto: DALI, but torchvision (PIL) for training images on a CPU")
-    workers: Annotated[int, Field(ge=0)] | None = free(
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = free(
         None, "processes that read images; default: the number of available CPUs, at most 8"
     )
-    cache_mib: Annotated[int, Field(ge=0)] = free(2048, "memory for keeping decoded images between epochs, MiB")
+    cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
+        2048, "memory for keeping decoded images between epochs, MiB"
+    )
 
 
 class Config(Section):
