@@ -71,7 +71,7 @@ def _alternatives(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _number(bound: float) -> str:
-    return "2^63" if bound == 2**63 else f"{bound:g}"
+    return "2^63" if bound == 2**63 else f"{int(bound):,}" if bound == int(bound) else f"{bound:g}"
 
 
 def _default(field: FieldInfo) -> str:
