@@ -24,7 +24,7 @@ from delt_hpc.ranking import selection
 from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, write_history
-from delt_hpc.training.precision import autocast, training_dtype
+from delt_hpc.training.precision import autocast, name_of, training_dtype
 from delt_hpc.training.trial import Trial, trials
 
 RESULT, HISTORY = "result.json", "history.csv"
@@ -41,9 +41,15 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
     _require_inputs(context, unfinished)
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
     val = context.validation_set()
+    resolved = {
+        "evaluate.precision": name_of(training_dtype(config.precision, context.device)),
+        "machine.loader": context.loader_config.backend(training=True),
+    }
+    others = [path for path in sorted(context.run.evaluate.glob("*")) if path.is_dir()]
     for number, trial in enumerate(unfinished, start=1):
         folder = folders[trial]
         folder.start()
+        folder.stamp_resolved(resolved, others)
         job = _training(context, trial, network, val, folder.checkpoint)
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:

@@ -16,6 +16,7 @@ from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
 from delt_hpc.run import stop
 from delt_hpc.run.folder import stamp
+from delt_hpc.training.precision import name_of, scoring_dtype
 
 READ_BY = "read_by.json"
 
@@ -38,6 +39,9 @@ def rank(context: Context, classes: ClassRange | None = None) -> None:
         return
     missing = [c for c in classes.indices if not _path(context, c).exists()]
     if missing:
+        precision = name_of(scoring_dtype(config.rank.precision, context.device))
+        loader = context.loader_config.backend(training=False)
+        stage.stamp_resolved({"rank.precision": precision, "machine.loader": loader})
         stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
         _score(context, stage, missing)
     if all(_path(context, c).exists() for c in range(len(context.dataset.classes))):

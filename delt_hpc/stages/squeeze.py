@@ -19,6 +19,7 @@ from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
+from delt_hpc.training.precision import name_of, training_dtype
 
 
 def squeeze(context: Context) -> None:
@@ -34,6 +35,9 @@ def squeeze(context: Context) -> None:
     require_batch_norm(network, name, "teacher.model")
     card: dict[str, Any] = {"model": name, "source": config.teacher.source, "epochs": 0, "seconds": 0.0}
     if config.teacher.source == "train":
+        precision = name_of(training_dtype(config.squeeze.precision, context.device))
+        loader = context.loader_config.backend(training=True)
+        folder.stamp_resolved({"squeeze.precision": precision, "machine.loader": loader})
         outcome = _train(context, network.to(context.device), folder)
         card |= {"weights": "trained here", "epochs": len(outcome.history), "seconds": outcome.seconds}
         card["val_accuracy"] = outcome.final
