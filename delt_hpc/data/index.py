@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def scan(root: Path, folders: Sequence[str]) -> Index:
     """Index of root/<folder>/**: ImageFolder's rules (its extensions, recursive, sorted), classes in the given order.
 
     Raises:
-        UserError: naming every class without a folder or without images.
+        UserError: naming every class without a folder or without images, or an unreadable folder or link.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -155,9 +155,34 @@ def from_pairs(root: Path, pairs: Iterable[tuple[str, int]]) -> Index:
 
 
 def _images(root: Path, folder: str) -> Iterable[str]:
-    for parent, _, files in sorted(os.walk(root / folder, followlinks=True)):
+    for parent, files in sorted(_walk(root / folder)):
         below = Path(parent).relative_to(root).as_posix()
         yield from (f"{below}/{name}" for name in sorted(files) if name.lower().endswith(EXTENSIONS))
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """The files of each folder below `top`, links followed.
+
+    Raises:
+        UserError: a folder cannot be read, or a link leads to a folder that contains it.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a missing class folder is reported with all others
+            raise UserError(
+                f"cannot be read: {error.strerror}",
+                where=str(error.filename),
+                remedy="give read and search permission on the folder, or move it out of the data set",
+            )
+
+    for parent, _, files in os.walk(top, onerror=refuse, followlinks=True):
+        if (path := Path(parent)).is_symlink():
+            target = path.resolve()
+            if path.parent.resolve().is_relative_to(target):
+                raise UserError(
+                    f"is a link to a folder that contains it: {target}", where=parent, remedy="remove the link"
+                )
+        yield parent, files
 
 
 def _refuse_undecodable_names(root: Path, paths: Sequence[str]) -> None:

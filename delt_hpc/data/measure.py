@@ -27,11 +27,17 @@ def colours(train: Index, data: Data, seed: int) -> tuple[Colour, Colour]:
     the data set's image size.
 
     Raises:
-        UserError: the image size is unknown, an image is unreadable, or a channel has the same value everywhere.
+        UserError: the image size is unknown, an image is unreadable (all of them with `data.on_bad: skip`), or a
+            channel has the same value everywhere.
     """
     size = image_size(data)
     sample = np.sort(permutation(len(train), seed, "measure", "colours")[:MAX_IMAGES])
     counts = _histogram([train.root / train.paths[position] for position in sample.tolist()], size, data.on_bad)
+    if not counts.any():
+        raise UserError(
+            f"not one of {len(sample)} training images is readable, so colours cannot be measured",
+            where=str(train.root),
+        )
     frequencies = counts / counts.sum(axis=1, keepdims=True)
     mean = frequencies @ _VALUES
     std = np.sqrt((frequencies * (_VALUES - mean[:, None]) ** 2).sum(axis=1))

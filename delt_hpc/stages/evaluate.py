@@ -121,6 +121,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         precision=config.precision,
         validate_every=config.validate_every,
         checkpoint=checkpoint,
+        lr_option="evaluate.lr",
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
     )

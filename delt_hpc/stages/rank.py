@@ -39,10 +39,10 @@ def rank(context: Context, classes: ClassRange | None = None) -> None:
         return
     missing = [c for c in classes.indices if not _path(context, c).exists()]
     if missing:
+        stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
         precision = name_of(scoring_dtype(config.rank.precision, context.device))
         loader = context.loader_config.backend(training=False)
         stage.stamp_resolved({"rank.precision": precision, "machine.loader": loader})
-        stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
         _score(context, stage, missing)
     if all(_path(context, c).exists() for c in range(len(context.dataset.classes))):
         parts = [read_ranking(_path(context, c)) for c in range(len(context.dataset.classes))]

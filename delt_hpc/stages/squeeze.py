@@ -12,7 +12,6 @@ from delt_hpc.config.schema import Squeeze
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.loader import TrainingSet
 from delt_hpc.data.transforms import Augmentation
-from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
@@ -109,16 +108,11 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         precision=squeeze.precision,
         validate_every=squeeze.validate_every,
         checkpoint=folder.checkpoint,
+        lr_option="squeeze.lr",
     )
     with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)
     folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
-    if not math.isfinite(outcome.history[-1].train_loss):
-        raise UserError(
-            "the training of the teacher diverged: its loss is not finite",
-            where="squeeze.lr",
-            remedy="lower squeeze.lr",
-        )
     return outcome
 
 

@@ -213,3 +213,36 @@ def test_a_missing_table_is_named(read: Callable[[Path], object], tmp_path: Path
     with pytest.raises(UserError, match="cannot be read: No such file") as caught:
         read(tmp_path / "gone.csv")
     assert caught.value.where == str(tmp_path / "gone.csv")
+
+
+def test_an_unreadable_subfolder_is_refused(
+    tmp_path: Path, image_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything, so the refusal of the system is simulated."""
+    image_folder(tmp_path, {"a": 1, "a/closed": 1})
+    scandir = os.scandir
+
+    def refusing(path: str | Path) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="cannot be read: Permission denied") as caught:
+        scan(tmp_path, ["a"])
+    assert caught.value.where == str(tmp_path / "a" / "closed")
+
+
+@pytest.mark.parametrize(("link", "target"), [("a/below/loop", ""), ("a/below/loop", "a"), ("a/loop", "a")])
+def test_a_loop_of_links_is_refused(link: str, target: str, tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    image_folder(tmp_path, {"a": 1, "a/below": 1})
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match="is a link to a folder that contains it") as caught:
+        scan(tmp_path, ["a"])
+    assert caught.value.where == str(tmp_path / link)
+
+
+def test_links_to_other_folders_are_followed(tmp_path: Path, image_folder: Callable[..., Path]) -> None:
+    image_folder(tmp_path / "train", {"a": 1})
+    (tmp_path / "train" / "a" / "more").symlink_to(image_folder(tmp_path, {"elsewhere": 2}) / "elsewhere")
+    assert scan(tmp_path / "train", ["a"]).paths == ("a/00000.png", "a/more/00000.png", "a/more/00001.png")
