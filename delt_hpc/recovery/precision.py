@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from delt_hpc.config.schema import Recover, RecoverPrecision
+from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
+from delt_hpc.recovery.auto import resolve_auto
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,12 @@ class NumericFormat:
 
     @staticmethod
     def of(recover: Recover, device: torch.device) -> "NumericFormat":
-        chosen = resolve(recover.precision, device)
+        chosen = resolve_auto(recover, device).precision
         if chosen in ("float32", "tf32"):
             return NumericFormat(None, chosen == "tf32")
         if chosen == "float16":
             return NumericFormat(torch.float16, loss_scale=recover.loss_scale)
         return NumericFormat(torch.bfloat16)
-
-
-def resolve(precision: RecoverPrecision, device: torch.device) -> RecoverPrecision:
-    """What `auto` stands for: bfloat16 on a GPU, float32 on a CPU. Other values are returned unchanged."""
-    if precision != "auto":
-        return precision
-    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def check_device(recover: Recover, device: torch.device) -> None:

@@ -3,9 +3,10 @@
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.errors import UserError
+from delt_hpc.recovery.auto import resolve_auto
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import of_classes, plan
-from delt_hpc.recovery.precision import check_device, resolve
+from delt_hpc.recovery.precision import check_device
 from delt_hpc.recovery.run import recover_batches
 from delt_hpc.run.folder import is_done
 
@@ -24,6 +25,6 @@ def recover(context: Context, classes: ClassRange | None = None) -> None:
         return
     if config.recover.init == "selected" and not is_done(run.selected):
         raise UserError("no images are selected", where=str(run.selected), remedy="run the stage `select` first")
-    stage.stamp_resolved({"recover.precision": resolve(config.recover.precision, context.device)})
+    stage.stamp_resolved({"recover.precision": resolve_auto(config.recover, context.device).precision})
     recover_batches(context, unfinished, all_batches, len(batches))
     context.reporter.say(f"recover: {len(unfinished)} batch(es) of classes {classes} finished")

@@ -10,6 +10,7 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Stage
 from delt_hpc.context import Context
 from delt_hpc.errors import UserError
+from delt_hpc.recovery import auto
 from delt_hpc.run.folder import DONE, STAMP, file_sizes, is_done, mark_done, read_json, write_json
 from delt_hpc.training import precision
 
@@ -19,7 +20,8 @@ def hardware(monkeypatch: pytest.MonkeyPatch) -> Any:
     """hardware(True) makes this a machine with bfloat16 instructions, hardware(False) one without them."""
 
     def become(has_bfloat16: bool) -> None:
-        monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: has_bfloat16)
+        for module in (auto, precision):
+            monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has_bfloat16)
 
     become(False)
     return become
@@ -60,6 +62,7 @@ def test_an_unfinished_teacher_is_not_continued_in_another_precision(
     start(tmp_path / "run", ("squeeze",), {"squeeze": {"precision": "float32"}})
 
 
+@pytest.mark.usefixtures("hardware")
 def test_other_batches_are_not_recovered_on_another_device(finished: Context, start: Start, tmp_path: Path) -> None:
     root = copy_run(finished, tmp_path / "run", "select")
     run = start(root, ("recover",), classes=ClassRange(0, 1)).run
