@@ -127,7 +127,7 @@ def scan(root: Path, folders: Sequence[str]) -> Index:
     """Index of root/<folder>/**: ImageFolder's rules (its extensions, recursive, sorted), classes in the given order.
 
     Raises:
-        UserError: naming every class without a folder or without images, or an unreadable folder or link.
+        UserError: naming every class without a folder or without images.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -154,35 +154,48 @@ def from_pairs(root: Path, pairs: Iterable[tuple[str, int]]) -> Index:
     return Index(root, tuple(path for path, _ in ordered), np.asarray([label for _, label in ordered], dtype=np.int64))
 
 
-def _images(root: Path, folder: str) -> Iterable[str]:
-    for parent, files in sorted(_walk(root / folder)):
-        below = Path(parent).relative_to(root).as_posix()
-        yield from (f"{below}/{name}" for name in sorted(files) if name.lower().endswith(EXTENSIONS))
-
-
-def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """The files of each folder below `top`, links followed.
+def _images(root: Path, folder: str) -> Iterator[str]:
+    """Paths below `root` of the image files of a class; none if there is no such folder.
 
     Raises:
-        UserError: a folder cannot be read, or a link leads to a folder that contains it.
+        UserError: a folder cannot be read, links form a loop, or a file is a pipe, socket or device.
     """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a missing class folder is reported with all others
+    files: dict[str, list[str]] = {}
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(folder, ())]
+    while waiting:
+        parent, above = waiting.pop()
+        try:
+            status = (root / parent).stat()
+            entries = sorted(os.scandir(root / parent), key=lambda entry: entry.name)
+        except OSError as error:
+            if not above and isinstance(error, FileNotFoundError | NotADirectoryError):
+                return
             raise UserError(
-                f"cannot be read: {error.strerror}",
-                where=str(error.filename),
-                remedy="give read and search permission on the folder, or move it out of the data set",
-            )
+                f"cannot be read: {error.strerror}", where=str(root / parent), remedy="make it readable, or remove it"
+            ) from None
+        key = (status.st_dev, status.st_ino)
+        if key in above:
+            raise UserError("is a link to a folder above it", where=str(root / parent), remedy="remove the link")
+        for entry in entries:
+            if entry.is_dir():
+                waiting.append((f"{parent}/{entry.name}", (*above, key)))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                if not entry.is_file():
+                    _refuse_special(entry)
+                files.setdefault(parent, []).append(entry.name)
+    for parent in sorted(files):
+        yield from (f"{parent}/{name}" for name in files[parent])
 
-    for parent, _, files in os.walk(top, onerror=refuse, followlinks=True):
-        if (path := Path(parent)).is_symlink():
-            target = path.resolve()
-            if path.parent.resolve().is_relative_to(target):
-                raise UserError(
-                    f"is a link to a folder that contains it: {target}", where=parent, remedy="remove the link"
-                )
-        yield parent, files
+
+def _refuse_special(entry: os.DirEntry[str]) -> None:
+    """A broken link is an unreadable file like others; reading from a pipe would wait for ever."""
+    try:
+        entry.stat()
+    except OSError:
+        return
+    raise UserError(
+        "is a pipe, a socket or a device", where=entry.path, expected="regular image files", remedy="remove it"
+    )
 
 
 def _refuse_undecodable_names(root: Path, paths: Sequence[str]) -> None:

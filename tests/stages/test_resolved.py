@@ -11,7 +11,8 @@ from delt_hpc.config.schema import Stage
 from delt_hpc.context import Context
 from delt_hpc.errors import UserError
 from delt_hpc.recovery import auto
-from delt_hpc.run.folder import DONE, STAMP, file_sizes, is_done, mark_done, read_json, write_json
+from delt_hpc.run import checksums
+from delt_hpc.run.folder import DONE, STAMP, is_done, read_json, write_json
 from delt_hpc.training import precision
 
 
@@ -33,7 +34,9 @@ def pretend_gpu(folder: Path, **resolved: str) -> None:
     made_by["resolved"] |= {"machine.device": "cuda"} | {key.replace("_", "."): v for key, v in resolved.items()}
     write_json(folder / STAMP, made_by)
     if is_done(folder):
-        mark_done(folder, read_json(folder / DONE) | {"files": file_sizes(folder)})
+        done = read_json(folder / DONE)
+        done[checksums.FILES] |= checksums.listing(folder, [folder / STAMP])
+        write_json(folder / DONE, done)
 
 
 def unfinish(folder: Path) -> None:
