@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from delt_hpc.run.checkpoint import DamagedCheckpointError, check_checkpoint
 from delt_hpc.run.folder import (
     CHECKPOINT,
     RunFolder,
+    check_resolved,
     check_stamp,
     is_done,
     mark_done,
@@ -29,6 +30,7 @@ from delt_hpc.run.folder import (
     set_aside,
     stage_identity,
     stamp,
+    stamp_resolved,
     writing_folder,
 )
 from delt_hpc.run.progress import Reporter
@@ -130,6 +132,24 @@ class StageFolder:
         if self._identity is not None:
             stamp(self.path, self._identity)
         self._began = time.perf_counter()
+
+    def stamp_resolved(self, resolved: Mapping[str, str], beside: Iterable[Path] = ()) -> None:
+        """Add to the stamp the type of the device and what options set to `auto` stand for on this machine.
+
+        Results of machines on which they stand for different values are never mixed. Call it before unfinished work is
+        continued, not where a finished folder is read.
+
+        Args:
+            resolved: option -> value; the device is added.
+            beside: folders whose results are compared with those of this one.
+
+        Raises:
+            UserError: the folder or one beside it was made with other values.
+        """
+        full = {**resolved, "machine.device": self._context.device.type}
+        for folder in beside:
+            check_resolved(folder, full)
+        stamp_resolved(self.path, full)
 
     def record(
         self,

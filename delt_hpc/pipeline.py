@@ -72,10 +72,9 @@ def run_stages(
     Raises:
         Interrupted: a stop was requested; see `run.stop`.
     """
-    for stage in STAGES:
-        if stage not in stages:
-            continue
-        stop.check()
+    for number, stage in enumerate(stage for stage in STAGES if stage in stages):
+        if number:
+            stop.check()
 
         def waits(stage: Stage = stage) -> None:
             context.reporter.say(f"{stage}: waiting for another process that works on this stage of the run")

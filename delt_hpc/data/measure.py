@@ -28,11 +28,18 @@ def colours(train: Index, data: Data, seed: int) -> tuple[Colour, Colour]:
     the data set's image size.
 
     Raises:
-        UserError: the image size is unknown, an image is unreadable, or a channel has the same value everywhere.
+        UserError: the image size is unknown, an image is unreadable (all of them with `data.on_bad: skip`), or a
+            channel has the same value everywhere.
     """
     sample = sampled_positions(len(train), seed)
     paths = [train.root / train.paths[position] for position in sample.tolist()]
-    mean, std = moments(_histogram(paths, image_size(data), data.on_bad))
+    counts = _histogram(paths, image_size(data), data.on_bad)
+    if not counts.any():
+        raise UserError(
+            f"not one of {len(sample)} training images is readable, so colours cannot be measured",
+            where=str(train.root),
+        )
+    mean, std = moments(counts)
     constant = [channel for channel, deviation in zip(("red", "green", "blue"), std, strict=True) if deviation == 0]
     if constant:
         raise UserError(

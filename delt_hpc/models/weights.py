@@ -59,7 +59,8 @@ def fit(network: nn.Module, state: State, where: str) -> None:
     """Load `state` into `network`; their keys must be the same.
 
     Raises:
-        UserError: naming the keys that are missing, unknown or of another shape.
+        UserError: naming the keys that are missing, unknown or of another shape, or whose values are not numbers that a
+            network can have.
     """
     wanted = network.state_dict()
     # Older files lack BatchNorm's step counter, which inference does not use.
@@ -81,9 +82,29 @@ def fit(network: nn.Module, state: State, where: str) -> None:
             where=where,
             remedy="check teacher.model (small images want a -small-stem network) and the number of classes",
         )
+    _check_values({key: state[key] for key in wanted if key in state and wanted[key].is_floating_point()}, where)
     # The network's own dictionary carries the version metadata that MNASNet needs.
     wanted.update(state)
     network.load_state_dict(wanted)
+
+
+def _check_values(state: State, where: str) -> None:
+    faults = []
+    for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            faults.append(
+                f"{key} contains {str(tensor.dtype).removeprefix('torch.')} instead of floating-point numbers"
+            )
+        elif not tensor.isfinite().all():
+            faults.append(f"{key} contains NaN or infinite values")
+        elif key.endswith("running_var") and (tensor < 0).any():
+            faults.append(f"{key} contains negative variances")
+    if faults:
+        raise UserError(
+            f"the weights are damaged or of another kind:\n    {some(faults, 5)}",
+            where=where,
+            expected="finite floating-point weights (not quantised), and running variances of at least 0",
+        )
 
 
 def check_torchvision(name: str, weights: str, classes: int) -> Any:

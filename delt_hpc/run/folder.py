@@ -26,6 +26,7 @@ from delt_hpc.config.schema import Config, Stage, identity
 from delt_hpc.errors import UserError
 
 STAMP, DONE, CHECKPOINT = "made_by.json", "done.json", "checkpoint.pt"
+RESOLVED = "resolved"  # key of a stamp: what options set to `auto` stood for
 _MISSING = "(nothing)"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 _ABANDONED_S = 24 * 3600.0  # after this time without a change, a temporary file of an unknown process is abandoned
@@ -217,12 +218,19 @@ def differences(made_by: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 def check_stamp(folder: Path, wanted: dict[str, Any], name: str = STAMP) -> None:
     """Refuse a folder that was made with another configuration; a folder without a stamp is accepted.
 
+    `auto` is equal to the value that it stood for when the folder was made.
+
     Raises:
         UserError: lists every value that differs.
     """
     if not (folder / name).exists():
         return
-    found = differences(read_json(folder / name), wanted)
+    made_by = read_json(folder / name)
+    resolved = made_by.pop(RESOLVED, {})
+    made_by |= {
+        key: value for key, value in resolved.items() if made_by.get(key) == "auto" and wanted.get(key) == value
+    }
+    found = differences(made_by, wanted)
     if found:
         raise UserError(
             "was made with another configuration:\n    " + "\n    ".join(found),
@@ -236,6 +244,35 @@ def stamp(folder: Path, wanted: dict[str, Any], name: str = STAMP) -> None:
     check_stamp(folder, wanted, name)
     if not (folder / name).exists():
         write_json(folder / name, wanted)
+
+
+def check_resolved(folder: Path, resolved: dict[str, str]) -> None:
+    """Refuse to continue work of a machine on which options set to `auto` stood for other values.
+
+    Args:
+        resolved: option -> what it stands for on this machine.
+
+    Raises:
+        UserError: lists every option that differs.
+    """
+    made_by = read_json(folder / STAMP).get(RESOLVED, {}) if (folder / STAMP).exists() else {}
+    found = [key for key, value in made_by.items() if resolved.get(key) != value]
+    if found:
+        lines = [f"{key}: made with {made_by[key]}; on this machine it is {resolved.get(key)}" for key in found]
+        same = " ".join(f"--set {key}={made_by[key]}" for key in found)
+        raise UserError(
+            "was made on another kind of machine:\n    " + "\n    ".join(lines),
+            where=str(folder),
+            remedy=f"continue with {same} on a machine that allows it, or delete this folder to make it again",
+        )
+
+
+def stamp_resolved(folder: Path, resolved: dict[str, str]) -> None:
+    """Check the resolved options in the folder's stamp, or add them if it has none."""
+    check_resolved(folder, resolved)
+    made_by = read_json(folder / STAMP)
+    if RESOLVED not in made_by:
+        write_json(folder / STAMP, made_by | {RESOLVED: resolved})
 
 
 def is_done(folder: Path) -> bool:

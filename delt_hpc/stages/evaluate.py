@@ -25,7 +25,7 @@ from delt_hpc.run import checksums
 from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, write_history
-from delt_hpc.training.precision import autocast, training_dtype
+from delt_hpc.training.precision import autocast, name_of, training_dtype
 from delt_hpc.training.trial import Trial, trials
 
 RESULT, HISTORY = "result.json", "history.csv"
@@ -42,9 +42,15 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
     _require_inputs(context, unfinished)
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
     val = context.validation_set()
+    resolved = {
+        "evaluate.precision": name_of(training_dtype(config.precision, context.device)),
+        "machine.loader": context.loader_config.backend(training=True),
+    }
+    others = [path for path in sorted(context.run.evaluate.glob("*")) if path.is_dir()]
     for number, trial in enumerate(unfinished, start=1):
         folder = folders[trial]
         folder.start()
+        folder.stamp_resolved(resolved, others)
         job = _training(context, trial, network, val, folder.usable_checkpoint())
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
@@ -133,6 +139,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         precision=config.precision,
         validate_every=config.validate_every,
         checkpoint=checkpoint,
+        lr_option="evaluate.lr",
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
     )

@@ -17,6 +17,7 @@ from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
 from delt_hpc.run import checksums, stop
 from delt_hpc.run.folder import DONE, is_done, set_aside, stamp, write_text
+from delt_hpc.training.precision import name_of, scoring_dtype
 
 READ_BY = "read_by.json"
 CHECKSUM = ".b2"  # suffix of the file beside a class's ranking that holds its checksum
@@ -41,6 +42,9 @@ def rank(context: Context, classes: ClassRange | None = None) -> None:
     missing = [c for c in classes.indices if not _is_ranked(context, c)]
     if missing:
         stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
+        precision = name_of(scoring_dtype(config.rank.precision, context.device))
+        loader = context.loader_config.backend(training=False)
+        stage.stamp_resolved({"rank.precision": precision, "machine.loader": loader})
         _score(context, stage, missing)
     if all(_is_ranked(context, c) for c in range(len(context.dataset.classes))):
         parts = [read_ranking(_path(context, c)) for c in range(len(context.dataset.classes))]

@@ -3,6 +3,7 @@
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.errors import UserError
+from delt_hpc.recovery.auto import resolve_auto
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.precision import check_device
@@ -17,11 +18,13 @@ def recover(context: Context, classes: ClassRange | None = None) -> None:
     classes = context.class_range(classes)
     all_batches = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     batches = of_classes(all_batches, classes)
-    StageFolder(context, "recover", run.recover).start()
+    stage = StageFolder(context, "recover", run.recover)
+    stage.start()
     unfinished = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done()]
     if not unfinished:
         return
     if config.recover.init == "selected" and not is_done(run.selected):
         raise UserError("no images are selected", where=str(run.selected), remedy="run the stage `select` first")
+    stage.stamp_resolved({"recover.precision": resolve_auto(config.recover, context.device).precision})
     recover_batches(context, unfinished, all_batches, len(batches))
     context.reporter.say(f"recover: {len(unfinished)} batch(es) of classes {classes} finished")

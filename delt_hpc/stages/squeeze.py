@@ -13,13 +13,13 @@ from delt_hpc.config.schema import Squeeze
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.loader import TrainingSet
 from delt_hpc.data.transforms import Augmentation
-from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
+from delt_hpc.training.precision import name_of, training_dtype
 
 
 def squeeze(context: Context) -> None:
@@ -35,6 +35,9 @@ def squeeze(context: Context) -> None:
     require_batch_norm(network, name, "teacher.model")
     card: dict[str, Any] = {"model": name, "source": config.teacher.source, "epochs": 0, "seconds": 0.0}
     if config.teacher.source == "train":
+        precision = name_of(training_dtype(config.squeeze.precision, context.device))
+        loader = context.loader_config.backend(training=True)
+        folder.stamp_resolved({"squeeze.precision": precision, "machine.loader": loader})
         outcome = _train(context, network.to(context.device), folder)
         card |= {"weights": "trained here", "epochs": len(outcome.history), "seconds": outcome.seconds}
         card["val_accuracy"] = outcome.final
@@ -108,16 +111,11 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         precision=squeeze.precision,
         validate_every=squeeze.validate_every,
         checkpoint=folder.usable_checkpoint(),
+        lr_option="squeeze.lr",
     )
     with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)
     folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
-    if not math.isfinite(outcome.history[-1].train_loss):
-        raise UserError(
-            "the training of the teacher diverged: its loss is not finite",
-            where="squeeze.lr",
-            remedy="lower squeeze.lr",
-        )
     return outcome
 
 

@@ -1,5 +1,6 @@
 """Training of a classifier from scratch: one loop for teachers (squeeze) and students (evaluate)."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -102,6 +103,7 @@ class Training:
         precision: autocast type of training and validation.
         validate_every: epochs between two validations; the last epoch is always validated.
         checkpoint: file of the state between two steps.
+        lr_option: key of the learning rate in the configuration, for errors.
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
     """
@@ -116,6 +118,7 @@ class Training:
     precision: Precision
     validate_every: int
     checkpoint: Path
+    lr_option: str
     lr_per_step: bool = False
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
@@ -124,7 +127,7 @@ class Training:
         """Train to the last epoch; the bar counts steps.
 
         Raises:
-            UserError: no training image is readable.
+            UserError: no training image is readable, or the training diverged.
             Interrupted: a stop was requested; the state is saved.
         """
         self.model.to(memory_format=torch.channels_last)
@@ -184,6 +187,12 @@ class Training:
             raise UserError("not one training image is readable", where=str(self.train.index.root))
         number = progress.epoch + 1
         row = Epoch(progress.epoch, self.optimizer.param_groups[0]["lr"], progress.loss.item() / progress.batches)
+        if not (math.isfinite(row.train_loss) and self._is_finite()):
+            raise UserError(
+                f"the training diverged in epoch {number}: its loss or weights are not finite",
+                where=self.lr_option,
+                remedy=f"lower {self.lr_option}, and delete {self.checkpoint.parent}",
+            )
         if number == self.epochs or number % self.validate_every == 0:
             networks = [self.model, average.model] if average else [self.model]
             row.val_accuracy, *ema = accuracies(networks, self.val, self.precision)
@@ -193,6 +202,9 @@ class Training:
         outcome.seconds = time.monotonic() - progress.began
         progress.loss.zero_()
         progress.next_step = progress.batches = 0
+
+    def _is_finite(self) -> bool:
+        return bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all())
 
     def _save(self, progress: Progress, average: MovingAverage | None) -> None:
         outcome = progress.outcome

@@ -29,6 +29,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The type's name as in the configuration, e.g. `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _dtype(name: str) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -81,6 +81,14 @@ def test_an_unreadable_image_is_named(content: bytes | None, tmp_path: Path) -> 
         measure.colours(index, Data(name="mine", size=8), seed=0)
 
 
+def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
+    index = write(tmp_path, random_images(3, 8, 8))
+    for path in index.paths:
+        (tmp_path / path).write_bytes(b"no image")
+    with pytest.raises(UserError, match="not one of 3 training images is readable"):
+        measure.colours(index, Data(name="mine", size=8, on_bad="skip"), seed=0)
+
+
 def test_an_unregistered_data_set_needs_a_size(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         measure.colours(write(tmp_path, random_images(2, 8, 8)), Data(name="mine"), seed=0)

@@ -194,6 +194,22 @@ def test_half_precision_becomes_the_network_s() -> None:
     assert all(p.dtype == torch.float32 for p in target.parameters())
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("0.weight", torch.full((4, 3, 1, 1), float("nan")), "0.weight contains NaN or infinite values"),
+        ("3.bias", torch.full((10,), float("inf")), "3.bias contains NaN or infinite values"),
+        ("1.running_var", torch.tensor([1.0, -0.1, 1.0, 1.0]), "1.running_var contains negative variances"),
+        ("0.weight", torch.ones(4, 3, 1, 1, dtype=torch.int8), "0.weight contains int8 instead of floating-point"),
+    ],
+)
+def test_values_that_no_network_has_are_refused(key: str, value: torch.Tensor, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        weights.fit(network(), network().state_dict() | {key: value}, "file.pt")
+    assert expected in caught.value.what
+    assert caught.value.where == "file.pt"
+
+
 def test_every_key_that_does_not_fit_is_named() -> None:
     target = network()
     before = {key: tensor.clone() for key, tensor in target.state_dict().items()}

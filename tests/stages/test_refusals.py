@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from helpers.toy import Start, copy_run
@@ -125,3 +126,15 @@ def test_only_recovery_requires_a_gpu_for_its_precision(start: Start, tmp_path: 
     with pytest.raises(UserError, match=r"recover\.precision: float16"):
         start(tmp_path / "run", ("recover",), changes)
     assert not (tmp_path / "run" / "recover").exists()
+
+
+@pytest.mark.parametrize("stage", ["squeeze", "evaluate"])
+def test_a_training_that_diverges_is_an_error(
+    finished: Context, start: Start, tmp_path: Path, stage: Literal["squeeze", "evaluate"]
+) -> None:
+    root = copy_run(finished, tmp_path / "run", "aggregate") if stage == "evaluate" else tmp_path / "run"
+    with pytest.raises(UserError, match=r"the training diverged in epoch [12]") as caught:
+        start(root, (stage,), {stage: {"lr": 1e30}})
+    assert caught.value.where == f"{stage}.lr"
+    assert not list(root.glob("evaluate/*/result.json"))
+    assert not (root / "teacher" / "done.json").exists() or stage == "evaluate"

@@ -203,7 +203,7 @@ def test_copying_stages_stop_between_classes_and_resume(
 
     def check() -> None:
         checks[0] += 1
-        if checks[0] == 4:  # the first is the pipeline's
+        if checks[0] == 3:
             signal.raise_signal(signal.SIGTERM)
         if stop.requested():
             raise stop.Interrupted
