@@ -20,6 +20,7 @@ from delt_hpc.launch.runner import TaskRunner
 MINUTES = 60 * 24 * 365  # submitit's local executor requires a time limit
 STOP_SECONDS = 60
 _POLL_SECONDS = 0.2
+_REPEAT_SECONDS = 1.0  # between two signals to a task that does not stop
 
 Slots = dict[int, tuple["Process[None]", Task] | None]
 
@@ -78,9 +79,10 @@ def _start(request: Request, task: Task, device: int | None) -> "Process[None]":
     gpu = {} if device is None else {"gpus_per_node": 1, "visible_gpus": (device,)}
     executor.update_parameters(timeout_min=MINUTES, stderr_to_stdout=True, **gpu)
     # Ctrl-C on a terminal reaches all processes. Tasks ignore it: they get SIGTERM, on which they save their state.
+    runner = TaskRunner(str(request.root), task, request.classes, device is not None, STOP_SECONDS)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process: Process[None] = executor.submit(TaskRunner(str(request.root), task, request.classes, STOP_SECONDS))
+        process: Process[None] = executor.submit(runner)
     finally:
         signal.signal(signal.SIGINT, before)
     records.record_submission(request.folder, "local", request.cluster, process.job_id, (task,), request.classes)
@@ -97,9 +99,10 @@ def _free_ended(slots: Slots, say: Callable[[str], None]) -> None:
 def _stop(slots: Slots, say: Callable[[str], None]) -> None:
     """Ask all tasks to stop, and wait until they have saved their state."""
     live = [held for held in slots.values() if held]
-    for process, _ in live:
-        os.kill(int(process.job_id), signal.SIGTERM)
-    for process, task in live:
-        while not process.done():
-            time.sleep(_POLL_SECONDS)
-        say(f"{task.name}: stopped")
+    while live:
+        for process, _ in live:  # repeated: a task that is just starting may miss the first signal
+            os.kill(int(process.job_id), signal.SIGTERM)
+        time.sleep(_REPEAT_SECONDS)
+        for process, task in [held for held in live if held[0].done()]:
+            say(f"{task.name}: stopped")
+            live.remove((process, task))

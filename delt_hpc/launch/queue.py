@@ -218,6 +218,17 @@ def cancel(jobs: Sequence[str]) -> None:
         call("scancel", *jobs[start : start + _IDS_PER_CALL])
 
 
+def excluded(job: str) -> list[str]:
+    """The nodes on which the job must not run."""
+    shown = re.search(r"\bExcNodeList=(\S+)", call("scontrol", "-o", "show", "job", job))
+    return [shown[1]] if shown and shown[1] != "(null)" else []
+
+
+def exclude(job: str, nodes: Sequence[str]) -> None:
+    """Keep the pending job away from these nodes, and from no others."""
+    call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}")
+
+
 def settings() -> dict[str, str]:
     """The cluster's settings, from `scontrol show config`."""
     return parse_settings(call("scontrol", "show", "config"))

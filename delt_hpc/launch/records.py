@@ -1,7 +1,7 @@
 """What was submitted, and what tasks have reported: small files in the run folder, below launch/.
 
 launch/jobs/<time>-<job>.json      one per submission: executor, profile, job id, and its tasks in the array's order
-launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, cancelled
+launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, lost_gpu, cancelled
 launch/work/                       submitit's pickles
 """
 
@@ -12,7 +12,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,12 @@ def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:
 
 def events(folder: LaunchFolder, task: Task) -> list[Event]:
     """All events of a task, oldest first. Incomplete lines of killed processes are skipped."""
+    return _read_events(folder.tasks / f"{task.name}.jsonl")
+
+
+def _read_events(path: Path) -> list[Event]:
     try:
-        lines = (folder.tasks / f"{task.name}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     found = []
@@ -128,11 +132,23 @@ def events(folder: LaunchFolder, task: Task) -> list[Event]:
     return found
 
 
+def nodes_without_gpu(folder: LaunchFolder) -> list[str]:
+    """The nodes on which a task of this run saw no GPU in the last day."""
+    since = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="seconds")
+    found = [event for path in folder.tasks.glob("*.jsonl") for event in _read_events(path)]
+    return sorted({event.host for event in found if event.event == "lost_gpu" and event.time >= since})
+
+
+def this_host() -> str:
+    """The name of this machine: in a Slurm job Slurm's name of the node."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        return os.environ.get("SLURMD_NODENAME", platform.node())
+    return platform.node()
+
+
 def new_event(kind: str, job: str, restart: int, message: str = "") -> Event:
-    """An event of this process, now. In a Slurm job the host is Slurm's name of the node."""
-    slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-    host = os.environ.get("SLURMD_NODENAME", platform.node()) if slurm else platform.node()
-    return Event(kind, now(), job, restart, host, os.getpid(), message)
+    """An event of this process, now."""
+    return Event(kind, now(), job, restart, this_host(), os.getpid(), message)
 
 
 def log_of(run: RunFolder, task: Task, job: str, restart: int) -> Path:

@@ -19,10 +19,12 @@ from delt_hpc.launch import queue, records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
+from delt_hpc.launch.script import EARLY_SIGNALS
 from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder
 
-USER_ERROR, MISSING_INPUTS = 2, 3
+USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
+RETRIES = 3  # times that a job is moved to another node because its node has lost the GPU
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -34,18 +36,20 @@ class TaskRunner:
     Attributes:
         root: absolute path of the run folder.
         classes: number of classes of the data set.
+        gpu: the job requests a GPU, so torch must see one.
         stop_seconds: time in which a stage must have saved its state after a signal; then the job is requeued anyway.
     """
 
     root: str
     task: Task
     classes: int
+    gpu: bool
     stop_seconds: int
 
     def __call__(self) -> None:
         """Do the task in a job of its own.
 
-        Exit code 2 is a user's error, 3 means missing inputs, 143 means stopped with the state saved.
+        Exit code 2 is a user's error, 3: missing inputs, 4: the node has lost its GPU, 143: stopped, resumes.
         """
         from submitit.core.job_environment import JobEnvironment  # noqa: PLC0415
 
@@ -74,7 +78,7 @@ class TaskRunner:
         """Do the task in this process.
 
         Raises:
-            UserError: inputs are missing, or the stage refuses to start.
+            UserError: inputs or a GPU are missing, or the stage refuses to start.
             Interrupted: stopped by SIGTERM; the state is saved.
         """
         root = Path(self.root)
@@ -85,10 +89,18 @@ class TaskRunner:
                 "inputs are not finished: " + "; ".join(missing),
                 remedy="`delt-hpc status` shows why; `delt-hpc submit` submits what is missing",
             )
+        from delt_hpc.context import choose_device  # noqa: PLC0415
+
+        if self.gpu and config.machine.device != "cpu" and choose_device(config.machine).type == "cpu":
+            raise MissingGpuError(
+                f"the job requests a GPU, but torch sees none on {records.this_host()}",
+                remedy="exclude the node (--exclude in the profile), or set machine.device: cpu to work without a GPU",
+            )
         from delt_hpc import pipeline  # noqa: PLC0415
         from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
         context = pipeline.open_run(config, root, Reporter())
+        repeat_early_signals()
         stop.check()
         # The last rank task writes ranking.csv. On a slow shared file system none of them may have seen all files of
         # the others; then select writes it.
@@ -103,6 +115,7 @@ class TaskRunner:
 
         try:
             with stop.on_sigterm(), _stop_on_user_signal(self.stop_seconds, requeue) as signalled:
+                repeat_early_signals()
                 self.execute()
         except stop.Interrupted:
             print("stopped on request, state saved", flush=True)
@@ -114,6 +127,13 @@ class TaskRunner:
                     record("failed", str(error))
                     raise
             sys.exit(stop.EXIT_CODE)
+        except MissingGpuError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            record("lost_gpu", error.what)
+            moved = sum(e.event == "lost_gpu" and e.job == job for e in records.events(folder, self.task))
+            if slurm and moved <= RETRIES:
+                _requeue_elsewhere(folder, job, requeue)
+            sys.exit(MISSING_GPU)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             record("failed", str(error).splitlines()[0])
@@ -127,6 +147,32 @@ class TaskRunner:
 
 class MissingInputsError(UserError):
     """An earlier stage is not finished."""
+
+
+class MissingGpuError(UserError):
+    """The node has no usable GPU, although the job requests one."""
+
+
+def _requeue_elsewhere(folder: LaunchFolder, job: str, requeue: Handler) -> None:
+    """Requeue the job and exclude the nodes that have lost their GPU. Slurm accepts that for a pending job only."""
+    nodes = records.nodes_without_gpu(folder)
+    with suppress(queue.QueueError):
+        nodes += queue.excluded(job)
+    try:
+        requeue(signal.SIGUSR2, None)
+    except SystemExit:  # requeued: this process has a few seconds left
+        with suppress(queue.QueueError):
+            queue.exclude(job, nodes)
+        raise
+
+
+def repeat_early_signals() -> None:
+    """Raise the signal that came before this process could handle it, if there was one (see `EARLY_SIGNALS`)."""
+    path = Path(os.environ.get(EARLY_SIGNALS, ""))
+    if path.is_file() and not stop.requested():
+        print("a signal came while Python started", flush=True)
+        early = path.read_text(encoding="utf-8").split()
+        signal.raise_signal(signal.SIGUSR2 if "USR2" in early else signal.SIGTERM)
 
 
 def clear_stale(folder: Path, job: str) -> None:

@@ -197,7 +197,7 @@ def _last_message(events: list[Event]) -> str:
     """Why the task ended without its results, as far as it reported that."""
     if not events:
         return ""
-    if events[-1].event == "failed":
+    if events[-1].event in ("failed", "lost_gpu"):
         return events[-1].message
     return {"stopped": "stopped, state saved", "cancelled": "cancelled"}.get(events[-1].event, "")
 

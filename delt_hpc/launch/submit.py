@@ -147,6 +147,7 @@ def script(request: Request, job: Job, after: tuple[str, ...]) -> str:
             name=job.name(request.config.name),
             command=command(request.python, folder.work),
             signal="USR2",
+            exclude=tuple(records.nodes_without_gpu(folder)) if request.profile.resources(job.stage).gpus else (),
             output=str(request.run.logs.absolute() / ("%x.%A_%a.out" if count > 1 else "%x.%j.out")),
             workdir=str(Path.cwd()),
             array=count if count > 1 else None,
@@ -154,6 +155,7 @@ def script(request: Request, job: Job, after: tuple[str, ...]) -> str:
             after=after,
             folders=request.shared_folders,
             before=("export SUBMITIT_EXECUTOR=slurm",),
+            notes_signals=True,
             compiled=shlex.quote(str(request.root / COMPILED)),
             after_command=requeue_on_request(str(folder.work)) if contained else (),
         ),
@@ -199,7 +201,8 @@ def _submit(request: Request, job: Job, after: tuple[str, ...]) -> str:
     content = script(request, job, after)
     try:
         for task, path in zip(job.tasks, pickles, strict=True):
-            runner = TaskRunner(str(request.root), task, request.classes, max(1, profile.signal_seconds // 2))
+            gpu = profile.resources(job.stage).gpus > 0
+            runner = TaskRunner(str(request.root), task, request.classes, gpu, max(1, profile.signal_seconds // 2))
             delayed = DelayedSubmission(runner)
             delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
             delayed.dump(path)

@@ -1,8 +1,10 @@
 """A run on a real Slurm cluster recovers when its tasks, nodes and daemons are killed or stopped."""
 
+import json
 import os
 import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+# The first task that starts sleeps before Python handles any signal.
+SLOW_START = """
+import pathlib, sys, time
+if "submitit.core._submit" in sys.orig_argv and not pathlib.Path("{started}").exists():
+    pathlib.Path("{started}").touch()
+    time.sleep(20)
+"""
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 
 
@@ -108,6 +117,42 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     cluster.wait_empty()
     assert set(run.states(code=0).values()) == {"done"}
     assert run.distilled() == expected
+
+
+def test_a_task_that_is_preempted_while_python_starts_is_requeued(
+    selected: "LaunchedRun", tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_START.format(started=tmp_path / "started"))
+    path = f"{tmp_path / 'slow'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    run, cluster = selected.with_profile("slow.yaml", environment=variables), selected.cluster
+    run.submit("--stages", "recover", "--classes", "0-0")
+    cluster.wait((tmp_path / "started").exists, "the start of Python")
+    (job,) = (job.id for job in cluster.queue().values() if job.state == "RUNNING")
+    cluster.run("scancel", "--signal=USR2", job)  # as Slurm does before it preempts the job
+    cluster.wait_empty()
+    row = run.tasks(code=5)[RECOVERY[0]]
+    assert (row["state"], row["restarts"]) == ("done", 1)
+    run.submit()
+    cluster.wait_empty()
+    assert run.distilled() == expected
+
+
+def test_a_task_whose_node_has_lost_its_gpu_moves_to_another_node_and_gives_up_after_some(
+    selected: "LaunchedRun",
+) -> None:
+    run, cluster = selected.with_profile("gpu.yaml", gpus=1), selected.cluster
+    auto = ("--set", "machine.device=auto")
+    run.submit("--stages", "recover", "--classes", "0-0", *auto)
+    cluster.wait_empty()
+    row = run.tasks(code=4)[RECOVERY[0]]
+    assert (row["state"], row["restarts"]) == ("failed", 3)
+    assert re.search(r"the job requests a GPU, but torch sees none on n\d", row["message"])
+    events = (run.root / "launch" / "tasks" / "recover-00000-00000.jsonl").read_text().splitlines()
+    nodes = [event["host"] for event in map(json.loads, events) if event["event"] == "lost_gpu"]
+    assert sorted(nodes) == ["n1", "n2", "n3", "n4"]
+    assert not (run.root / "recover").exists()
 
 
 def jobs_of(run: "LaunchedRun") -> dict[int, str]:

@@ -2,22 +2,26 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.program import Program
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config, parse_config
 from delt_hpc.errors import UserError
 from delt_hpc.launch import local, records, runner, submit
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder, exclusive
+from delt_hpc.launch.script import EARLY_SIGNALS
 from delt_hpc.pipeline import open_run, run_stages
 from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder, write_text
@@ -201,6 +205,45 @@ def test_the_signal_is_reported_and_ignored_afterwards() -> None:
         assert requeued == []
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_task_that_requests_a_gpu_and_sees_none_fails_before_it_writes_anything(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    task = runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=True, stop_seconds=60)
+    write_text(run / "config.yaml", (run / "config.yaml").read_text().replace("device: cpu", "device: auto"))
+    with pytest.raises(runner.MissingGpuError, match=f"torch sees none on {platform.node()}"):
+        task.execute()
+    assert not (run / "recover").exists()
+    write_text(run / "config.yaml", (run / "config.yaml").read_text().replace("device: auto", "device: cpu"))
+    task.execute()
+    assert len(contents(run / "recover", ".png")) == 8
+
+
+def test_nodes_that_have_lost_their_gpu_are_excluded(config: Path, tmp_path: Path, program: Program) -> None:
+    folder, task = LaunchFolder(RunFolder(tmp_path / "run")), Task("squeeze")
+    for host in ("n7", "n2"):
+        records.append_event(folder, task, replace(records.new_event("lost_gpu", "1", 0), host=host))
+    write_text(tmp_path / "site.yaml", "gpus: 1\nsbatch: ['--exclude=n9']\nstages: {select: {gpus: 0}}\n")
+    arguments = ("submit", config, "--cluster", tmp_path / "site.yaml", "--run", tmp_path / "run", "--dry-run")
+    scripts = program(*arguments).out.split("#!/bin/bash\n")[1:]
+    assert ["--exclude=n9,n2,n7\n" in script for script in scripts] == [True, True, False, True, True, True, True]
+
+
+def test_a_signal_before_the_task_could_handle_it_stops_the_task(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "signals", "USR2\nTERM\n")
+    monkeypatch.setenv(EARLY_SIGNALS, str(tmp_path / "signals"))
+    task = runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=False, stop_seconds=60)
+    requeued: list[int] = []
+    with pytest.raises(SystemExit) as ended:
+        task._execute_recorded(
+            LaunchFolder(RunFolder(run)), "7", 0, lambda number, _: requeued.append(number), slurm=False
+        )
+    assert (ended.value.code, requeued) == (stop.EXIT_CODE, [signal.SIGUSR2])
+    assert contents(run / "recover", ".png") == {}
 
 
 def test_half_written_pickles_of_the_job_are_cleared(tmp_path: Path) -> None:
