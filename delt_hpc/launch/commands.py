@@ -172,6 +172,9 @@ def cancel(
         str | None, typer.Option("--stages", "--stage", help="Only these stages, separated by commas.")
     ] = None,
     classes: ClassesList = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Regard processes that cannot be seen from here as ended; signal nothing.")
+    ] = False,
 ) -> None:
     """Cancel live tasks. Their results and checkpoints stay, and `submit` resumes them."""
     opened = open_submitted(config, run_folder)
@@ -182,13 +185,17 @@ def cancel(
     wanted = parse_stages(stages) if stages is not None else None
     ranges = ClassRange.parse_many(classes, opened.classes) if classes is not None else ()
     chosen = submission.live_rows(rows, wanted, ranges)
+    if forget:
+        forgotten = submission.forget_rows(LaunchFolder(opened.run), chosen)
+        typer.echo("\n".join(f"{row.task.name}: {row.job} forgotten" for row in forgotten) or "nothing to forget")
+        return
     try:
         elsewhere = submission.cancel_rows(LaunchFolder(opened.run), chosen)
     except queue.QueueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(states.NO_ANSWER) from None
     for row in chosen:
-        result = f"runs on {row.node}; cancel it there" if row in elsewhere else "cancelled"
+        result = f"cannot be seen from here: {row.message}; --forget" if row in elsewhere else "cancelled"
         typer.echo(f"{row.task.name}: {row.job} {result}")
     if not chosen:
         typer.echo("no live tasks")

@@ -1,7 +1,8 @@
 """What was submitted, and what tasks have reported: small files in the run folder, below launch/.
 
 launch/jobs/<time>-<job>.json      one per submission: executor, profile, job id, and its tasks in the array's order
-launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, lost_gpu, cancelled
+launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, lost_gpu, cancelled,
+                                   forgotten; its time is that of the last heartbeat of the task's process
 launch/work/                       submitit's pickles
 """
 
@@ -9,8 +10,10 @@ import fcntl
 import json
 import os
 import platform
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,8 +23,11 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.plan import Task
+from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.run.folder import RunFolder, read_json, write_json
 from delt_hpc.training.trial import Trial
+
+HEARTBEAT_SECONDS = 60.0
 
 
 class LaunchFolder:
@@ -47,6 +53,7 @@ class Submission:
         job: Slurm's job id, or a process id on `host`.
         array: the tasks are elements of a job array; the first is `<job>_0`.
         classes: number of classes of the data set, as known at submission.
+        process: the process of a local submission.
     """
 
     executor: str
@@ -58,6 +65,7 @@ class Submission:
     stage: Stage
     tasks: tuple[Task, ...]
     classes: int
+    process: ProcessIdentity | None = None
 
     def id_of(self, position: int) -> str:
         """The job id of the task at that position."""
@@ -85,16 +93,19 @@ def record_submission(
     folder: LaunchFolder, executor: str, cluster: str, job: str, tasks: tuple[Task, ...], classes: int
 ) -> None:
     """Record tasks that were started together, now and from this host."""
+    process = ProcessIdentity.of(int(job)) if executor == "local" else None
     submission = Submission(
-        executor, cluster, platform.node(), now(), job, len(tasks) > 1, tasks[0].stage, tasks, classes
+        executor, cluster, platform.node(), now(), job, len(tasks) > 1, tasks[0].stage, tasks, classes, process
     )
     write_submission(folder, submission)
 
 
 def write_submission(folder: LaunchFolder, submission: Submission) -> None:
     tasks = [_task_to_json(task) for task in submission.tasks]
-    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    write_json(folder.jobs / f"{time}-{submission.job}.json", {**vars(submission), "tasks": tasks})
+    process = vars(submission.process) if submission.process else None
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    path = folder.jobs / f"{moment}-{submission.job}.json"
+    write_json(path, {**vars(submission), "tasks": tasks, "process": process})
 
 
 def submissions(folder: LaunchFolder) -> list[Submission]:
@@ -103,7 +114,8 @@ def submissions(folder: LaunchFolder) -> list[Submission]:
     for path in sorted(folder.jobs.glob("*.json")):
         content = read_json(path)
         tasks = tuple(_task_from_json(task) for task in content["tasks"])
-        found.append(Submission(**{**content, "tasks": tasks}))
+        process = ProcessIdentity(**content["process"]) if content.get("process") else None
+        found.append(Submission(**{**content, "tasks": tasks, "process": process}))
     return found
 
 
@@ -130,6 +142,34 @@ def _read_events(path: Path) -> list[Event]:
         except (json.JSONDecodeError, TypeError):
             continue
     return found
+
+
+@contextmanager
+def heartbeat(folder: LaunchFolder, task: Task) -> Iterator[None]:
+    """Inside, show every HEARTBEAT_SECONDS that this process is alive, by the time of the file of the task's events."""
+    ended = threading.Event()
+    path = folder.tasks / f"{task.name}.jsonl"
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def heartbeat_age(folder: LaunchFolder, task: Task, submitted: str) -> float:
+    """Seconds since the task's process last showed that it was alive, or else since it was submitted."""
+    last = datetime.fromisoformat(submitted).timestamp()
+    with suppress(FileNotFoundError):
+        last = max(last, (folder.tasks / f"{task.name}.jsonl").stat().st_mtime)
+    return max(0.0, time.time() - last)
 
 
 def nodes_without_gpu(folder: LaunchFolder) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -114,7 +115,11 @@ class TaskRunner:
             records.append_event(folder, self.task, records.new_event(kind, job, restart, message))
 
         try:
-            with stop.on_sigterm(), _stop_on_user_signal(self.stop_seconds, requeue) as signalled:
+            with (
+                records.heartbeat(folder, self.task),
+                stop.on_sigterm(),
+                _stop_on_user_signal(self.stop_seconds, requeue) as signalled,
+            ):
                 repeat_early_signals()
                 self.execute()
         except stop.Interrupted:
@@ -161,8 +166,11 @@ def _requeue_elsewhere(folder: LaunchFolder, job: str, requeue: Handler) -> None
     try:
         requeue(signal.SIGUSR2, None)
     except SystemExit:  # requeued: this process has a few seconds left
-        with suppress(queue.QueueError):
-            queue.exclude(job, nodes)
+        for _ in range(20):  # refused while Slurm still ends the job
+            with suppress(queue.QueueError):
+                queue.exclude(job, nodes)
+                break
+            time.sleep(0.5)
         raise
 
 

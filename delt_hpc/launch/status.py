@@ -1,6 +1,5 @@
 """The state of every task: from the run's markers first, then the queue, accounting, and the events of the tasks."""
 
-import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import plan, queue, records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
+from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.queue import Entry
 from delt_hpc.launch.records import Event, LaunchFolder, Submission
 from delt_hpc.recovery.batches import block_size
@@ -22,7 +22,8 @@ LIVE: tuple[State, ...] = ("running", "pending", "unknown")
 
 # Exit codes of `status`, and of `submit --cluster local`, which waits for its tasks.
 ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
-_LOCAL_PROGRAM = b"submitit.local._local"
+# A process that cannot be seen from here, and has shown no sign of life for so long, is lost.
+LOST_AFTER_SECONDS = 10 * records.HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Row:
         seconds: run time since the last start.
         done, total: images of recover, classes of rank, for other stages tasks.
         stuck: waits for something that will not happen by itself.
+        process: that works on a task of `--cluster local`.
         submitted: the task as it was submitted; its events are recorded under this name.
     """
 
@@ -52,6 +54,7 @@ class Row:
     log: Path | None = None
     stuck: bool = False
     submitted: Task | None = None
+    process: ProcessIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +156,12 @@ def _row(
     if owner is None:
         return Row(task, "done" if finished else "missing", done=done, total=total)
     events = [event for event in records.events(folder, owner.task) if event.job == owner.job]
+    if owner.submission.executor != "slurm":  # the numbers of processes are used again
+        events = [event for event in events if event.time >= owner.submission.time]
     starts = [event for event in events if event.event == "started"]
     entry = queued.get(owner.job)
     state: State
-    state, message = ("done", "") if finished else _state(owner, entry, events, problem)
+    state, message = ("done", "") if finished else _state(folder, owner, entry, events, problem)
     seconds = entry.seconds if entry and state in ("running", "failed") else None
     if seconds is None:
         seconds = _seconds(events, state)
@@ -174,13 +179,18 @@ def _row(
         _log(run, owner.task, starts),
         bool(entry and not finished and entry.standing == "pending" and entry.reason in queue.STUCK),
         owner.task,
+        owner.submission.process,
     )
 
 
-def _state(owner: _Owner, entry: Entry | None, events: list[Event], problem: str) -> tuple[State, str]:
+def _state(
+    folder: LaunchFolder, owner: _Owner, entry: Entry | None, events: list[Event], problem: str
+) -> tuple[State, str]:
     """State and message of a task whose results are not there."""
     if owner.submission.executor != "slurm":
-        return _process_state(owner.submission, events)
+        return _process_state(
+            owner.submission, events, records.heartbeat_age(folder, owner.task, owner.submission.time)
+        )
     if entry and entry.live:
         reason = f" ({entry.reason})" if entry.reason and entry.standing == "pending" else ""
         return ("pending" if entry.standing == "pending" else "running"), entry.state + reason
@@ -199,20 +209,24 @@ def _last_message(events: list[Event]) -> str:
         return ""
     if events[-1].event in ("failed", "lost_gpu"):
         return events[-1].message
-    return {"stopped": "stopped, state saved", "cancelled": "cancelled"}.get(events[-1].event, "")
+    texts = {"stopped": "stopped, state saved", "cancelled": "cancelled", "forgotten": "forgotten"}
+    return texts.get(events[-1].event, "")
 
 
-def _process_state(submission: Submission, events: list[Event]) -> tuple[State, str]:
-    """State and message of a task of `--cluster local`."""
-    if submission.host != platform.node():
-        return "unknown", f"a process on {submission.host}; run `status` there"
-    try:
-        alive = _LOCAL_PROGRAM in Path(f"/proc/{submission.job}/cmdline").read_bytes()
-    except OSError:
-        alive = False
+def _process_state(submission: Submission, events: list[Event], age: float) -> tuple[State, str]:
+    """State and message of a task of `--cluster local`.
+
+    Args:
+        age: seconds since its last heartbeat.
+    """
+    message = _last_message(events)
+    if message and events[-1].event != "cancelled":  # a cancelled process may still be saving its state
+        return "failed", message
+    alive = submission.process.alive() if submission.process else None
     if alive:
         return "running", ""
-    message = _last_message(events)
+    if alive is None and age < LOST_AFTER_SECONDS:
+        return "unknown", f"a process on {submission.host}; last sign of life {age:.0f} s ago"
     return ("failed", message) if message else ("lost", "ended without a message")
 
 

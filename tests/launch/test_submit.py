@@ -20,6 +20,7 @@ from delt_hpc.config.load import dump_config, load_config, parse_config
 from delt_hpc.errors import UserError
 from delt_hpc.launch import local, records, runner, submit
 from delt_hpc.launch.plan import Task
+from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.records import LaunchFolder, exclusive
 from delt_hpc.launch.script import EARLY_SIGNALS
 from delt_hpc.pipeline import open_run, run_stages
@@ -145,8 +146,12 @@ def test_the_run_s_own_configuration_is_used_and_not_changed_under_live_tasks(
     status = program("status", config, "--run", run.root, "--json")
     assert {row["total"] for row in json.loads(status.out)["tasks"] if row["stage"] == "recover"} == {8}
     task = Task("squeeze")
-    elsewhere = records.Submission("local", "local", "elsewhere", records.now(), "1", False, "squeeze", (task,), 4)
+    process = ProcessIdentity(1, "another boot", "pid:[1]", 1)
+    elsewhere = records.Submission(
+        "local", "local", "elsewhere", records.now(), "1", False, "squeeze", (task,), 4, process
+    )
     records.write_submission(LaunchFolder(run), elsewhere)
+    records.append_event(LaunchFolder(run), task, records.new_event("started", "1", 0))
     refused = program("submit", config, "--cluster", "local", "--run", run.root, "--stages", "rank")
     assert refused.code == 6
     assert (
