@@ -96,6 +96,9 @@ def submit(
     request = request_of(opened, cluster, stages, classes, processes)
     if dry_run:
         jobs = submission.missing(request, submission.max_array_size(request.profile))
+        if not jobs:
+            typer.echo("nothing is missing")
+            return
         typer.echo("\n".join(submission.dry_run(request, jobs)), nl=False)
         return
     for line in submission.warnings():
@@ -121,9 +124,9 @@ def status(
     every: Annotated[float, typer.Option(min=0.5, help="With --watch: seconds between updates.")] = 10.0,
 ) -> None:
     """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: no answer."""
-    opened = open_submitted(config, run_folder)
+    opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
     while True:
-        rows, problem = states.read(opened.config, opened.run, opened.classes)
+        rows, problem = states.read(opened.config, opened.run, opened.classes, ask)
         code = states.exit_code(rows, problem)
         running = Counter(row.task.stage for row in rows if row.state == "running")
         rates = figures.of_run(opened.run) if running else {}
@@ -149,10 +152,10 @@ def logs(
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks that failed or are lost.")] = False,
 ) -> None:
     """Show the logs of tasks."""
-    opened = open_submitted(config, run_folder)
+    opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
 
     def rows() -> list[states.Row]:
-        found, _ = states.read(opened.config, opened.run, opened.classes)
+        found, _ = states.read(opened.config, opened.run, opened.classes, ask)
         return logging.chosen(found, what, failed=failed)
 
     def paths() -> list[Path]:
@@ -236,9 +239,13 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
         return False
     rows, problem = states.read(opened.config, opened.run, opened.classes)
     submission.check_conflicts(request, jobs, rows, problem)
+    kept = submission.to_keep(request, rows) if not local else []
+    jobs = submission.missing(request, size, kept)
     submission.prepare(request)
     if not local:
-        submission.to_slurm(request, jobs, rows, typer.echo)
+        submission.to_slurm(request, jobs, kept, typer.echo)
+        if not jobs:
+            typer.echo("live jobs work on all that is missing")
         typer.echo(f"follow it with: delt-hpc status {opened.run.root}")
         return True
     from delt_hpc.launch.local import run_processes  # noqa: PLC0415

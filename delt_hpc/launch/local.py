@@ -1,6 +1,7 @@
 """Tasks as processes of this machine: several at a time, one GPU each."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from delt_hpc.config.schema import Stage
 from delt_hpc.launch import records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
+from delt_hpc.launch.process import ProcessIdentity
+from delt_hpc.launch.records import Submission
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
 
@@ -85,7 +88,19 @@ def _start(request: Request, task: Task, device: int | None) -> "Process[None]":
         process: Process[None] = executor.submit(runner)
     finally:
         signal.signal(signal.SIGINT, before)
-    records.record_submission(request.folder, "local", request.cluster, process.job_id, (task,), request.classes)
+    submission = Submission(
+        "local",
+        request.cluster,
+        platform.node(),
+        records.now(),
+        process.job_id,
+        False,
+        task.stage,
+        (task,),
+        request.classes,
+        ProcessIdentity.of(int(process.job_id)),
+    )
+    records.write_submission(request.folder, submission)
     return process
 
 

@@ -79,8 +79,10 @@ class Markers:
         return task.classes or ClassRange(0, self.classes - 1)
 
     def _report_is_current(self) -> bool:
-        """The report exists and is newer than all results that it shows."""
+        """The report exists, nothing that it shows is missing, and it is newer than all of that."""
         run = self.run
+        if not all(self.finished(stage) for stage in plan.upstream(self.config, "report")):
+            return False
         shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in _names(run.evaluate))]
         written = _time(run.report / DONE)
         return written > 0 and all(_time(path) <= written for path in shown)

@@ -1,5 +1,6 @@
 """Calls of Slurm's commands, and what their output means."""
 
+import math
 import os
 import re
 import subprocess
@@ -30,6 +31,10 @@ _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
 
 class QueueError(Exception):
     """A Slurm command is missing, fails, or does not answer."""
+
+
+class QueueRefusedError(QueueError):
+    """A Slurm command has failed for certain: it has changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,23 +118,57 @@ def _run(command: Sequence[str], environment: Mapping[str, str], text: str = "")
             errors="replace",
         )
     except FileNotFoundError:
-        raise QueueError(f"there is no {command[0]} on this machine") from None
+        raise QueueRefusedError(f"there is no {command[0]} on this machine") from None
     except subprocess.TimeoutExpired:
         raise QueueError(f"{command[0]} has not answered in {TIMEOUT_SECONDS} s") from None
 
 
 def _checked(done: "subprocess.CompletedProcess[str]") -> str:
     if done.returncode:
-        raise QueueError(f"{done.args[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        kind = QueueError if "timed out" in done.stderr else QueueRefusedError
+        raise kind(f"{done.args[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
 
 
 _SQUEUE_FORMAT = "%i|%T|%N|%M|%r"
 
 
-def queued() -> dict[str, Entry]:
-    """All jobs of this user that the controller still remembers; it forgets ended ones after a while."""
-    return parse_squeue(call("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", _SQUEUE_FORMAT))
+def queued(jobs: Iterable[str]) -> dict[str, Entry]:
+    """Those of these jobs, of any user, that the controller still remembers, with all elements of their arrays."""
+    ids = sorted({job.partition("_")[0] for job in jobs})
+    try:
+        return parse_squeue(call("squeue", "-h", "-r", "-t", "all", "-j", ",".join(ids), "-o", _SQUEUE_FORMAT))
+    except QueueRefusedError as error:
+        if "Invalid job id" in str(error):  # the only job is forgotten
+            return {}
+        raise
+
+
+class PatientQueue:
+    """`queued` and `accounted` for programs that look often: Slurm is asked at most every `seconds`."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self._seconds = seconds
+        self._asked_at = -math.inf
+        self._answer: dict[str, Entry] | QueueError = {}
+
+    def __call__(self, jobs: Sequence[str]) -> dict[str, Entry]:
+        if time.monotonic() - self._asked_at >= self._seconds:
+            try:
+                self._answer = known(jobs)
+            except QueueError as error:
+                self._answer = error
+            self._asked_at = time.monotonic()
+        if isinstance(self._answer, QueueError):
+            raise self._answer
+        return self._answer
+
+
+def known(jobs: Sequence[str]) -> dict[str, Entry]:
+    """The jobs as the queue shows them, and those that it has forgotten as accounting shows them."""
+    found = queued(jobs)
+    gone = [job for job in jobs if job not in found]
+    return (accounted(gone) if gone else {}) | found
 
 
 def parse_squeue(text: str) -> dict[str, Entry]:
@@ -143,6 +182,18 @@ def parse_squeue(text: str) -> dict[str, Entry]:
         for one in expand(ids):
             found[one] = Entry(one, _state_name(state), node, "" if reason == "None" else reason, duration(time))
     return found
+
+
+def find(comments: Mapping[str, str]) -> dict[str, str]:
+    """The ids of jobs by their comments, as far as Slurm knows them.
+
+    Args:
+        comments: the name of each job by its comment.
+    """
+    names = ",".join(sorted(set(comments.values())))
+    lines = call("squeue", "-h", "-t", "all", f"--name={names}", "-o", "%F|%k").splitlines()
+    rows = [line.strip().partition("|") for line in lines]
+    return {comment: job for job, _, comment in rows if comment in comments}
 
 
 def accounted(jobs: Iterable[str]) -> dict[str, Entry]:
@@ -216,6 +267,11 @@ def cancel(jobs: Sequence[str]) -> None:
     """Cancel the jobs; those that have ended already are ignored."""
     for start in range(0, len(jobs), _IDS_PER_CALL):
         call("scancel", *jobs[start : start + _IDS_PER_CALL])
+
+
+def set_dependency(job: str, dependency: str) -> None:
+    """Let the pending job wait for other jobs than before."""
+    call("scontrol", "update", f"JobId={job}", f"Dependency={dependency}")
 
 
 def excluded(job: str) -> list[str]:

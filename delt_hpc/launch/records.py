@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,11 @@ class Submission:
         executor: `slurm` or `local`.
         cluster: the profile, as the user named it.
         host: where `submit` ran.
-        job: Slurm's job id, or a process id on `host`.
+        job: Slurm's job id, or a process id on `host`; empty while sbatch has not answered.
         array: the tasks are elements of a job array; the first is `<job>_0`.
         classes: number of classes of the data set, as known at submission.
         process: the process of a local submission.
+        name, token: of a Slurm job: its name, and what its comment ends with.
     """
 
     executor: str
@@ -66,6 +67,8 @@ class Submission:
     tasks: tuple[Task, ...]
     classes: int
     process: ProcessIdentity | None = None
+    name: str = ""
+    token: str = ""
 
     def id_of(self, position: int) -> str:
         """The job id of the task at that position."""
@@ -89,34 +92,41 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def record_submission(
-    folder: LaunchFolder, executor: str, cluster: str, job: str, tasks: tuple[Task, ...], classes: int
-) -> None:
-    """Record tasks that were started together, now and from this host."""
-    process = ProcessIdentity.of(int(job)) if executor == "local" else None
-    submission = Submission(
-        executor, cluster, platform.node(), now(), job, len(tasks) > 1, tasks[0].stage, tasks, classes, process
-    )
-    write_submission(folder, submission)
+def write_submission(folder: LaunchFolder, submission: Submission) -> Path:
+    """Add the submission to the record; returns its file."""
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    path = folder.jobs / f"{moment}-{submission.token or submission.job}.json"
+    _write(path, submission)
+    return path
 
 
-def write_submission(folder: LaunchFolder, submission: Submission) -> None:
+def set_job(path: Path, submission: Submission, job: str) -> None:
+    """Add the id that Slurm gave to the job to the submission's file."""
+    _write(path, replace(submission, job=job))
+
+
+def _write(path: Path, submission: Submission) -> None:
     tasks = [_task_to_json(task) for task in submission.tasks]
     process = vars(submission.process) if submission.process else None
-    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    path = folder.jobs / f"{moment}-{submission.job}.json"
     write_json(path, {**vars(submission), "tasks": tasks, "process": process})
 
 
 def submissions(folder: LaunchFolder) -> list[Submission]:
     """All submissions of the run, oldest first."""
-    found = []
+    return [submission for _, submission in _read_all(folder) if submission.job]
+
+
+def intents(folder: LaunchFolder) -> list[tuple[Path, Submission]]:
+    """Submissions that were interrupted before the job's id was recorded, and their files."""
+    return [(path, submission) for path, submission in _read_all(folder) if not submission.job]
+
+
+def _read_all(folder: LaunchFolder) -> Iterator[tuple[Path, Submission]]:
     for path in sorted(folder.jobs.glob("*.json")):
         content = read_json(path)
         tasks = tuple(_task_from_json(task) for task in content["tasks"])
         process = ProcessIdentity(**content["process"]) if content.get("process") else None
-        found.append(Submission(**{**content, "tasks": tasks, "process": process}))
-    return found
+        yield path, Submission(**{**content, "tasks": tasks, "process": process})
 
 
 def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:

@@ -27,13 +27,14 @@ class Script:
     Attributes:
         title: comment at the top, one line each.
         name: of the job.
+        comment: of the job.
         command: shell text that srun starts.
         signal: the signal that Slurm sends to the command before the time limit.
         output: file name pattern for the output of the script itself.
         workdir: working folder; empty for the folder in which sbatch is called.
         array: number of elements of the job array; None for a single job.
         parallel: elements that run at the same time, at most.
-        after: ids of jobs that must have ended first, successful or not.
+        after: Slurm's dependency, e.g. afterok:17:18,afterany:12; empty for none.
         exclude: nodes on which the job must not run.
         folders: folders that the task reads and writes, to be mounted in a container.
         before: first shell lines.
@@ -49,9 +50,10 @@ class Script:
     signal: str
     output: str
     workdir: str = ""
+    comment: str | None = None
     array: int | None = None
     parallel: int = 1
-    after: tuple[str, ...] = ()
+    after: str = ""
     exclude: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
@@ -85,6 +87,21 @@ def interpreter(profile: Profile, folders: tuple[str, ...], workdir: str, defaul
         write_pid = """sh -c 'trap "" USR2 TERM; echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
         return f"{shlex.join(_apptainer(profile.apptainer, folders, workdir))} {write_pid} {python}"
     return python
+
+
+def place_task(folder: str, token: str) -> tuple[str, ...]:
+    """Shell lines that put the pickle of the task under the name that submitit expects.
+
+    The job does it, because the submitting process may be killed before it knows the job's id. A pickle that exists
+    already is that of an earlier start.
+    """
+    return (
+        "# submitit expects the task under the job's id.",
+        _ARRAY_ID,
+        f"task={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}_submitted.pkl",
+        f"source={shlex.quote(folder)}/{token}-${{SLURM_ARRAY_TASK_ID:-0}}.pkl",
+        '[ -e "$task" ] || { cp "$source" "$task.new" && mv "$task.new" "$task"; } || exit 1',
+    )
 
 
 def requeue_on_request(folder: str) -> tuple[str, ...]:
@@ -175,6 +192,7 @@ def _option(name: str, value: object) -> str:
 def _job_options(script: Script, profile: Profile, resources: Resources) -> list[str]:
     given = {
         "job-name": script.name,
+        "comment": script.comment,
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
@@ -201,8 +219,8 @@ def _limits(script: Script, profile: Profile) -> list[str]:
     if script.array is not None:
         options.append(f"--array=0-{script.array - 1}%{script.parallel}")
     if script.after:
-        # afterany: after a failed afterok job this one would wait for ever. The task checks its inputs itself.
-        options.append(f"--dependency=afterany:{':'.join(script.after)}")
+        # A job whose dependency can never be satisfied would wait for ever.
+        options += [f"--dependency={script.after}", "--kill-on-invalid-dep=yes"]
     if script.workdir:
         options.append(_option("chdir", script.workdir))
     return [*options, _option("output", script.output), "--open-mode=append"]

@@ -1,8 +1,8 @@
 """The state of every task: from the run's markers first, then the queue, accounting, and the events of the tasks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +17,14 @@ from delt_hpc.launch.records import Event, LaunchFolder, Submission
 from delt_hpc.recovery.batches import block_size
 from delt_hpc.run.folder import RunFolder
 
+Ask = Callable[[Sequence[str]], dict[str, Entry]]
 State = Literal["done", "running", "pending", "failed", "lost", "unknown", "missing"]
 LIVE: tuple[State, ...] = ("running", "pending", "unknown")
 
 # Exit codes of `status`, and of `submit --cluster local`, which waits for its tasks.
 ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
+COMMENT = "delt-hpc:"  # begins the comment of a job; its token follows
+_SBATCH_TAKES = timedelta(minutes=10)  # at most
 # A process that cannot be seen from here, and has shown no sign of life for so long, is lost.
 LOST_AFTER_SECONDS = 10 * records.HEARTBEAT_SECONDS
 
@@ -73,13 +76,19 @@ class _Owner:
         return self.submission.id_of(self.position)
 
 
-def read(config: Config, run: RunFolder, classes: int) -> tuple[list[Row], str]:
-    """All tasks of the run in pipeline order, and the error of Slurm, empty if it answered."""
+def read(config: Config, run: RunFolder, classes: int, ask: Ask = queue.known) -> tuple[list[Row], str]:
+    """All tasks of the run in pipeline order, and the error of Slurm, empty if it answered.
+
+    Args:
+        ask: returns Slurm's entries of jobs.
+    """
     folder, markers = LaunchFolder(run), Markers(config, run, classes)
+    problem = _complete_intents(folder)
     owned = _owners(config, records.submissions(folder))
     groups = [group for stage in config.stages for group in _groups(config, markers, stage, classes, owned)]
     unfinished = [owner for tasks, owner in groups if owner and not all(markers.done(t) for t in tasks)]
-    queued, problem = _query_slurm([owner.job for owner in unfinished if owner.submission.executor == "slurm"])
+    queued, error = _query_slurm([owner.job for owner in unfinished if owner.submission.executor == "slurm"], ask)
+    problem = problem or error
     rows = [_row(run, folder, markers, tasks, owner, queued, problem) for tasks, owner in groups]
     return rows, problem
 
@@ -126,16 +135,31 @@ def _groups(
     return groups
 
 
-def _query_slurm(jobs: Sequence[str]) -> tuple[dict[str, Entry], str]:
+def _complete_intents(folder: LaunchFolder) -> str:
+    """Find the jobs of interrupted submissions and record their ids. Returns Slurm's error, empty if it answered."""
+    intents = records.intents(folder)
+    if not intents:
+        return ""
+    try:
+        found = queue.find({COMMENT + intent.token: intent.name for _, intent in intents})
+    except queue.QueueError as error:
+        return str(error)
+    for path, intent in intents:
+        if COMMENT + intent.token in found:
+            records.set_job(path, intent, found[COMMENT + intent.token])
+        elif datetime.now(UTC) - datetime.fromisoformat(intent.time) > _SBATCH_TAKES:
+            path.unlink(missing_ok=True)  # it was never submitted
+    return ""
+
+
+def _query_slurm(jobs: Sequence[str], ask: Ask) -> tuple[dict[str, Entry], str]:
     """Slurm's entries of the jobs, and its error, empty if it answered."""
     if not jobs:
         return {}, ""
     try:
-        queued = queue.queued()
+        return ask(jobs), ""
     except queue.QueueError as error:
         return {}, str(error)
-    gone = [job for job in jobs if job not in queued]
-    return (queue.accounted(gone) if gone else {}) | queued, ""
 
 
 def _row(

@@ -32,8 +32,7 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert "toy-recover-00002-00003, 2 tasks" in submitted
     jobs = jobs_of(run)
     run.hold(jobs)
-    refused = run.submit(code=6)
-    assert f"live jobs work on it already:\n    recover-00000-00000: slurm {jobs[0]} RUNNING" in refused
+    assert run.submit().splitlines()[0] == "live jobs work on all that is missing"
 
     with run.following("recover") as followed:
         cluster.send(jobs[0], signal.SIGKILL)
@@ -58,9 +57,8 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert rows[RECOVERY[0]]["message"].startswith("FAILED")
     assert rows[RECOVERY[3]]["message"].startswith("CANCELLED")
     assert [rows[name]["restarts"] for name in RECOVERY] == [0, 1, 1, 0]
-    # What depends on a failed task does not wait for ever: it ends and says what is missing.
-    assert rows["aggregate all"]["state"] == rows["report all"]["state"] == "failed"
-    assert "recover: 00000-00000, 00003-00003" in run.call("logs", run.root, "aggregate")
+    # Slurm cancels what depends on a failed task.
+    assert rows["aggregate all"]["message"] == rows["report all"]["message"] == "CANCELLED"
 
     again = run.submit().splitlines()
     assert [line.partition(": ")[2] for line in again[:-1]] == [
@@ -114,6 +112,24 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     )
     assert "(19 remaining timeouts)" in next((run.root / "logs").glob("recover-00000-00000.*.r0.log")).read_text()
     run.submit()
+    cluster.wait_empty()
+    assert set(run.states(code=0).values()) == {"done"}
+    assert run.distilled() == expected
+
+
+def test_a_failed_task_is_submitted_again_while_others_run(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
+    run, cluster = selected, selected.cluster
+    run.submit()
+    jobs = jobs_of(run)
+    run.hold(jobs)
+    cluster.send(jobs[0], signal.SIGKILL)
+    cluster.wait_state(jobs[0], "FAILED")
+    again = run.submit()
+    assert "toy-recover-00000-00000, 1 task" in again
+    assert "aggregate waits for the new jobs too" in again
+    assert "toy-aggregate" not in again
+    for job in (jobs[1], jobs[2], jobs[3]):
+        cluster.send(job, signal.SIGCONT)
     cluster.wait_empty()
     assert set(run.states(code=0).values()) == {"done"}
     assert run.distilled() == expected

@@ -13,7 +13,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
-from delt_hpc.launch import records, show, status, submit
+from delt_hpc.launch import queue, records, show, status, submit
 from delt_hpc.launch.markers import Markers, class_count
 from delt_hpc.launch.plan import Task, whole
 from delt_hpc.launch.process import ProcessIdentity
@@ -110,6 +110,12 @@ def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFol
     assert show.summary(rows) == f"{len(rows)} done"
 
 
+def test_a_report_is_not_current_while_something_that_it_shows_is_missing(run: RunFolder) -> None:
+    for folder in (run.distilled, run.report):
+        mark_done(folder)
+    assert not Markers(CONFIG, run, CLASSES).finished("report")
+
+
 def test_markers_count_more_than_events(run: RunFolder, submitted: Submitted) -> None:
     task = Task("select")
     entry = submitted(task)
@@ -184,6 +190,26 @@ def test_a_working_process_shows_that_it_is_alive(run: RunFolder, monkeypatch: p
     with records.heartbeat(folder, task):
         while path.stat().st_mtime == 1e9:
             time.sleep(0.01)
+
+
+def test_the_job_of_an_interrupted_submission_is_found_by_its_comment(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, folder = Task("select"), LaunchFolder(run)
+    intent = Submission(
+        "slurm", "x", "h", records.now(), "", False, "select", (task,), CLASSES, name="digits-select", token="abc"
+    )
+    path = records.write_submission(folder, intent)
+    answers = {"%F|%k": "16|other\n"}
+    monkeypatch.setattr(queue, "call", lambda *command: answers.get(command[-1], ""))
+    assert row(run, task).state == "missing"
+    answers["%F|%k"] = "16|other\n17|delt-hpc:abc\n"
+    answers[queue._SQUEUE_FORMAT] = "17|PENDING||0:00|Priority"
+    assert (row(run, task).state, row(run, task).job) == ("pending", "17")
+    records.set_job(path, replace(intent, time="2020-01-01T00:00:00+00:00"), "")
+    answers["%F|%k"] = ""
+    assert row(run, task).state == "missing"
+    assert not path.exists()
 
 
 def test_a_later_submission_takes_over_its_part(run: RunFolder, submitted: Submitted) -> None:

@@ -75,7 +75,7 @@ def test_dry_run_prints_the_scripts_without_slurm_and_writes_nothing(
     assert answer.code == 0, answer.err
     assert answer.out.count("#!/bin/bash\n") == 7
     assert "#SBATCH --job-name=toy-recover-00000-00003\n" in answer.out
-    assert "#SBATCH --dependency=afterany:<squeeze>:<select>\n" in answer.out
+    assert "#SBATCH --dependency=afterok:<squeeze>:<select>\n" in answer.out
     assert f"-m submitit.core._submit {tmp_path}/run/launch/work\n" in answer.out
     assert not (tmp_path / "run").exists()
 
