@@ -36,7 +36,9 @@ Count = Annotated[
 
 def plan(
     config: Source,
-    cluster: Annotated[str, typer.Option("--cluster", metavar="PROFILE", help=f"{_CLUSTER}.")] = "generic-gpu",
+    cluster: Annotated[
+        str, typer.Option("--cluster", metavar="PROFILE", envvar="DELT_CLUSTER", help=f"{_CLUSTER}.")
+    ] = "generic-gpu",
     run_folder: Run = None,
     overrides: Set = None,
     stages: Stages = None,
@@ -78,7 +80,12 @@ def submit(
     config: Source,
     cluster: Annotated[
         str,
-        typer.Option("--cluster", metavar="PROFILE", help=f"{_CLUSTER}; `local`: processes of this machine."),
+        typer.Option(
+            "--cluster",
+            metavar="PROFILE",
+            envvar="DELT_CLUSTER",
+            help=f"{_CLUSTER}; `local`: processes of this machine.",
+        ),
     ],
     run_folder: Run = None,
     overrides: Set = None,
@@ -91,7 +98,7 @@ def submit(
         typer.Option(min=1, help="With `local`: tasks at the same time.", show_default="number of GPUs, at least 1"),
     ] = None,
 ) -> None:
-    """Submit all missing tasks as Slurm jobs, or run them as processes of this machine."""
+    """Submit all missing tasks as Slurm jobs, or run them as processes of this machine. Exit code 6: refused."""
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes, processes)
     if dry_run:
@@ -113,7 +120,7 @@ def submit(
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(EXIT_CODE if isinstance(stopped, Interrupted) else 130) from None
     if not submitted:
-        raise typer.Exit(_print_summary(opened))
+        raise typer.Exit(_print_summary(request))
 
 
 def status(
@@ -138,8 +145,7 @@ def status(
             if watch and console.is_terminal:
                 console.clear()
             console.print(show.status(rows, left, problem))
-        live = any(row.state in ("running", "pending") for row in rows) or code == states.NO_ANSWER
-        if not watch or not live:
+        if not watch or not (states.may_change(rows) or code == states.NO_ANSWER):
             raise typer.Exit(code)
         time.sleep(every)
 
@@ -254,9 +260,10 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     return False
 
 
-def _print_summary(opened: OpenedRun) -> int:
-    """Print how the tasks ended; returns the exit code."""
-    rows, problem = states.read(opened.config, opened.run, opened.classes)
+def _print_summary(request: Request) -> int:
+    """Print how the requested tasks ended; returns the exit code."""
+    rows, problem = states.read(request.config, request.run, request.classes)
+    rows = [row for row in rows if request.includes(row.task)]
     typer.echo(show.summary(rows))
     for row in rows:
         if row.state in ("failed", "lost"):

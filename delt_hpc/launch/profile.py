@@ -46,7 +46,7 @@ class Resources(Section):
     minutes: Positive = field(60, "time limit of a task; one that needs more is requeued and resumes")
     parallel: Positive = field(64, "the largest number of tasks of a stage that run at the same time")
     classes_per_task: Positive | None = field(
-        None, "classes of a rank or recover task, in whole batches; default: one rank or four recover tasks per slot"
+        None, "classes of a rank or recover task, in whole batches; default: see `plan.width`"
     )
     sbatch: list[Argument] = field([], "further arguments of sbatch, e.g. --exclude=n7")
     srun: list[Argument] = field([], "further arguments of srun")

@@ -16,8 +16,17 @@ Standing = Literal["pending", "running", "completed", "failed"]
 # What Slurm's job states mean for a task. All states that are not listed count as failed.
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
-# Reasons for which a pending job never starts by itself.
-STUCK = {"DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin", "BadConstraints", "JobHoldMaxRequeue"}
+# Reasons for which a pending job never starts by itself (regular expressions), and what to do.
+_STUCK = {
+    "DependencyNeverSatisfied": "`submit` again",
+    "JobHeldUser|JobHeldAdmin": "release it: scontrol release",
+    "JobHoldMaxRequeue|launch.failed.requeued.held": "find out why it does not start there, then: scontrol release",
+    "BadConstraints|PartitionNodeLimit": "`cancel` it, correct constraint, memory_gib or gpus in the profile, `submit`",
+    "PartitionTimeLimit|.*(Wall|WallDuration)PerJobLimit": "`cancel` it, lower minutes in the profile, `submit`",
+    "InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed": "`cancel` it, correct account or qos, `submit`",
+    r"(Assoc|QOS)(Grp|Max)\w*(?<!Run)MinutesLimit": "the budget is used up: ask for more, or use another account",
+    r"(Assoc|QOS)Max\w*PerJob\w*|(Assoc|QOS)Max\w*MinutesPerJob\w*": "`cancel` it, lower the request, `submit`",
+}
 
 TIMEOUT_SECONDS = 60  # of any call
 _IDS_PER_CALL = 200
@@ -59,6 +68,14 @@ class Entry:
         if self.state in _RUNNING:
             return "running"
         return "completed" if self.state == "COMPLETED" else "failed"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a pending job that never starts by itself; empty if it may start."""
+        if self.standing != "pending":
+            return ""
+        reason = self.reason.strip("()")
+        return next((remedy for pattern, remedy in _STUCK.items() if re.fullmatch(pattern, reason)), "")
 
     @property
     def live(self) -> bool:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from delt_hpc.config.load import load_config
-from delt_hpc.config.schema import Stage
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch import queue, records
 from delt_hpc.launch.markers import Markers
@@ -25,6 +25,8 @@ from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder
 
 USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
+LATE_SECONDS = 60.0  # in which a finished input must be seen
+_POLL_SECONDS = 2.0
 RETRIES = 3  # times that a job is moved to another node because its node has lost the GPU
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -37,14 +39,14 @@ class TaskRunner:
     Attributes:
         root: absolute path of the run folder.
         classes: number of classes of the data set.
-        gpu: the job requests a GPU, so torch must see one.
+        gpu: the job requests a GPU, so torch must see one. A text is the GPU's name in CUDA_VISIBLE_DEVICES.
         stop_seconds: time in which a stage must have saved its state after a signal; then the job is requeued anyway.
     """
 
     root: str
     task: Task
     classes: int
-    gpu: bool
+    gpu: bool | str | None
     stop_seconds: int
 
     def __call__(self) -> None:
@@ -83,8 +85,10 @@ class TaskRunner:
             Interrupted: stopped by SIGTERM; the state is saved.
         """
         root = Path(self.root)
+        if isinstance(self.gpu, str):
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         config = load_config(self.root)
-        missing = Markers(config, RunFolder(root), self.classes).missing_inputs(self.task.stage)
+        missing = self._missing_inputs(config)
         if missing:
             raise MissingInputsError(
                 "inputs are not finished: " + "; ".join(missing),
@@ -107,6 +111,16 @@ class TaskRunner:
         # the others; then select writes it.
         stages: tuple[Stage, ...] = ("rank", "select") if self.task.stage == "select" else (self.task.stage,)
         pipeline.run_stages(context, stages, self.task.classes, self.task.trial)
+
+    def _missing_inputs(self, config: Config) -> list[str]:
+        """The inputs that are missing. A node may see results of another one late, so it looks again for a while."""
+        end = time.monotonic() + LATE_SECONDS
+        while True:
+            missing = Markers(config, RunFolder(Path(self.root)), self.classes).missing_inputs(self.task.stage)
+            if not missing or time.monotonic() > end:
+                return missing
+            stop.check()
+            time.sleep(_POLL_SECONDS)
 
     def _execute_recorded(self, folder: LaunchFolder, job: str, restart: int, requeue: Handler, *, slurm: bool) -> None:
         """Do the task and record how it ended."""

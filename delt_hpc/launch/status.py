@@ -105,6 +105,14 @@ def exit_code(rows: Sequence[Row], problem: str = "") -> int:
     return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED
 
 
+def may_change(rows: Sequence[Row]) -> bool:
+    """Whether a task runs, or waits for something that may happen by itself."""
+    waiting = [row for row in rows if row.state == "pending" and not row.stuck]
+    if any(row.stuck for row in rows):
+        waiting = [row for row in waiting if "Dependency" not in row.message]
+    return bool(waiting) or any(row.state == "running" for row in rows)
+
+
 def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Owner]:
     """The last submission of each of the smallest tasks."""
     found: dict[Task, _Owner] = {}
@@ -201,7 +209,7 @@ def _row(
         done,
         total,
         _log(run, owner.task, starts),
-        bool(entry and not finished and entry.standing == "pending" and entry.reason in queue.STUCK),
+        bool(entry and not finished and entry.remedy),
         owner.task,
         owner.submission.process,
     )
@@ -217,6 +225,7 @@ def _state(
         )
     if entry and entry.live:
         reason = f" ({entry.reason})" if entry.reason and entry.standing == "pending" else ""
+        reason += f": {entry.remedy}" if entry.remedy else ""
         return ("pending" if entry.standing == "pending" else "running"), entry.state + reason
     if problem:
         return "unknown", "Slurm does not answer"

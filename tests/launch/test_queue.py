@@ -86,6 +86,31 @@ def test_squeue() -> None:
     assert set(found) == {"15_0", "15_1", "15_2", "16", "17", "18"}
 
 
+@pytest.mark.parametrize(
+    ("reason", "stuck"),
+    [
+        ("launch failed requeued held", True),
+        ("PartitionTimeLimit", True),
+        ("InvalidAccount", True),
+        ("InvalidQOS", True),
+        ("AccountNotAllowed", True),
+        ("AssocGrpCPUMinutesLimit", True),
+        ("AssocGrpBillingMinutesLimit", True),
+        ("QOSMaxWallDurationPerJobLimit", True),
+        ("AssocMaxCpuPerJobLimit", True),
+        ("QOSMaxGRESPerJob", True),
+        ("AssocGrpCPURunMinutesLimit", False),  # until running jobs end
+        ("AssocGrpCpuLimit", False),
+        ("QOSMaxJobsPerUserLimit", False),
+        ("Priority", False),
+        ("Resources", False),
+        ("Dependency", False),
+    ],
+)
+def test_reasons_that_never_resolve_have_a_remedy(reason: str, stuck: bool) -> None:
+    assert bool(Entry("1", "PENDING", reason=reason).remedy) == stuck
+
+
 def test_sacct() -> None:
     text = "\n".join(
         [

@@ -25,6 +25,7 @@ from delt_hpc.training.trial import trials
 
 CONFIG = load_config("digits", ["recover.batch_size=6", "evaluate.seeds=[1]"])  # two classes a batch
 CLASSES = 10
+HELD = Entry("7", "PENDING", reason="JobHoldMaxRequeue").remedy
 
 Submitted = Callable[..., Submission]
 
@@ -250,7 +251,12 @@ def state_of(entry: Entry | None, *kinds: str) -> tuple[str, str]:
         (Entry("7", "PENDING", "", "Priority"), (), "pending", "PENDING (Priority)"),
         (Entry("7", "RUNNING", "n1"), ("started",), "running", "RUNNING"),
         (Entry("7", "COMPLETING", "n1"), ("started", "stopped"), "running", "COMPLETING"),
-        (Entry("7", "REQUEUE_HOLD", "", "JobHoldMaxRequeue"), (), "pending", "REQUEUE_HOLD (JobHoldMaxRequeue)"),
+        (
+            Entry("7", "REQUEUE_HOLD", "", "JobHoldMaxRequeue"),
+            (),
+            "pending",
+            f"REQUEUE_HOLD (JobHoldMaxRequeue): {HELD}",
+        ),
         (Entry("7", "FAILED"), ("started", "failed"), "failed", "FAILED: why"),
         (Entry("7", "NODE_FAIL"), ("started",), "failed", "NODE_FAIL"),
         (Entry("7", "CANCELLED"), ("started", "stopped"), "failed", "CANCELLED: stopped, state saved"),
@@ -288,6 +294,14 @@ def test_a_held_job_counts_as_failed() -> None:
     waiting = Row(Task("select"), "pending")
     assert status.exit_code([waiting]) == status.UNFINISHED
     assert status.exit_code([replace(waiting, stuck=True)]) == status.FAILED
+
+
+def test_watching_ends_when_nothing_can_change_by_itself() -> None:
+    held = Row(Task("select"), "pending", "PENDING (JobHeldUser)", stuck=True)
+    behind = Row(Task("report"), "pending", "PENDING (Dependency)")
+    assert status.may_change([behind])
+    assert not status.may_change([held, behind])
+    assert status.may_change([held, behind, Row(Task("rank"), "running")])
 
 
 def test_what_is_missing_before_a_stage_is_named(run: RunFolder) -> None:
