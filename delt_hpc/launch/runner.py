@@ -131,13 +131,13 @@ class TaskRunner:
         try:
             with (
                 records.heartbeat(folder, self.task),
-                stop.on_sigterm(),
+                stop.on_signal(),
                 _stop_on_user_signal(self.stop_seconds, requeue) as signalled,
             ):
                 repeat_early_signals()
                 self.execute()
         except stop.Interrupted:
-            print("stopped on request, state saved", flush=True)
+            print("stopped on request; started again, the task resumes", flush=True)
             record("stopped")
             if signalled() or (slurm and queue.still_wanted(job)):
                 try:

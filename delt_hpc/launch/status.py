@@ -242,7 +242,7 @@ def _last_message(events: list[Event]) -> str:
         return ""
     if events[-1].event in ("failed", "lost_gpu"):
         return events[-1].message
-    texts = {"stopped": "stopped, state saved", "cancelled": "cancelled", "forgotten": "forgotten"}
+    texts = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
     return texts.get(events[-1].event, "")
 
 
