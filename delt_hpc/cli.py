@@ -38,7 +38,6 @@ app = typer.Typer(
     name="delt-hpc",
     help="Distil an image data set into a few synthetic images per class (DELT, arXiv 2411.19946).",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -37,7 +37,9 @@ Count = Annotated[
 
 def plan(
     config: Source,
-    cluster: Annotated[str, typer.Option("--cluster", metavar="PROFILE", help=f"{_CLUSTER}.")] = "generic-gpu",
+    cluster: Annotated[
+        str, typer.Option("--cluster", metavar="PROFILE", envvar="DELT_CLUSTER", help=f"{_CLUSTER}.")
+    ] = "generic-gpu",
     run_folder: Run = None,
     overrides: Set = None,
     stages: Stages = None,
@@ -79,7 +81,12 @@ def submit(
     config: Source,
     cluster: Annotated[
         str,
-        typer.Option("--cluster", metavar="PROFILE", help=f"{_CLUSTER}; `local`: processes of this machine."),
+        typer.Option(
+            "--cluster",
+            metavar="PROFILE",
+            envvar="DELT_CLUSTER",
+            help=f"{_CLUSTER}; `local`: processes of this machine.",
+        ),
     ],
     run_folder: Run = None,
     overrides: Set = None,
@@ -92,11 +99,14 @@ def submit(
         typer.Option(min=1, help="With `local`: tasks at the same time.", show_default="number of GPUs, at least 1"),
     ] = None,
 ) -> None:
-    """Submit all missing tasks as Slurm jobs, or run them as processes of this machine."""
+    """Submit all missing tasks as Slurm jobs, or run them as processes of this machine. Exit code 6: refused."""
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes, processes)
     if dry_run:
         jobs = submission.missing(request, submission.max_array_size(request.profile))
+        if not jobs:
+            typer.echo("nothing is missing")
+            return
         typer.echo("\n".join(submission.dry_run(request, jobs)), nl=False)
         return
     for line in submission.warnings():
@@ -111,7 +121,7 @@ def submit(
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(EXIT_CODE if isinstance(stopped, Interrupted) else 130) from None
     if not submitted:
-        raise typer.Exit(_print_summary(opened))
+        raise typer.Exit(_print_summary(request))
 
 
 def status(
@@ -122,9 +132,9 @@ def status(
     every: Annotated[float, typer.Option(min=0.5, help="With --watch: seconds between updates.")] = 10.0,
 ) -> None:
     """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: no answer."""
-    opened = open_submitted(config, run_folder)
+    opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
     while True:
-        rows, problem = states.read(opened.config, opened.run, opened.classes)
+        rows, problem = states.read(opened.config, opened.run, opened.classes, ask)
         code = states.exit_code(rows, problem)
         running = Counter(row.task.stage for row in rows if row.state == "running")
         rates = figures.of_run(opened.run) if running else {}
@@ -136,8 +146,7 @@ def status(
             if watch and console.is_terminal:
                 console.clear()
             console.print(show.status(rows, left, problem))
-        live = any(row.state in ("running", "pending") for row in rows) or code == states.NO_ANSWER
-        if not watch or not live:
+        if not watch or not (states.may_change(rows) or code == states.NO_ANSWER):
             raise typer.Exit(code)
         time.sleep(every)
 
@@ -150,10 +159,10 @@ def logs(
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks that failed or are lost.")] = False,
 ) -> None:
     """Show the logs of tasks."""
-    opened = open_submitted(config, run_folder)
+    opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
 
     def rows() -> list[states.Row]:
-        found, _ = states.read(opened.config, opened.run, opened.classes)
+        found, _ = states.read(opened.config, opened.run, opened.classes, ask)
         return logging.chosen(found, what, failed=failed)
 
     def paths() -> list[Path]:
@@ -173,6 +182,9 @@ def cancel(
         str | None, typer.Option("--stages", "--stage", help="Only these stages, separated by commas.")
     ] = None,
     classes: ClassesList = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Regard processes that cannot be seen from here as ended; signal nothing.")
+    ] = False,
 ) -> None:
     """Cancel live tasks. Their results and checkpoints stay, and `submit` resumes them."""
     opened = open_submitted(config, run_folder)
@@ -183,13 +195,17 @@ def cancel(
     wanted = parse_stages(stages) if stages is not None else None
     ranges = ClassRange.parse_many(classes, opened.classes) if classes is not None else ()
     chosen = submission.live_rows(rows, wanted, ranges)
+    if forget:
+        forgotten = submission.forget_rows(LaunchFolder(opened.run), chosen)
+        typer.echo("\n".join(f"{row.task.name}: {row.job} forgotten" for row in forgotten) or "nothing to forget")
+        return
     try:
         elsewhere = submission.cancel_rows(LaunchFolder(opened.run), chosen)
     except queue.QueueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(states.NO_ANSWER) from None
     for row in chosen:
-        result = f"runs on {row.node}; cancel it there" if row in elsewhere else "cancelled"
+        result = f"cannot be seen from here: {row.message}; --forget" if row in elsewhere else "cancelled"
         typer.echo(f"{row.task.name}: {row.job} {result}")
     if not chosen:
         typer.echo("no live tasks")
@@ -235,9 +251,13 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
         return False
     rows, problem = states.read(opened.config, opened.run, opened.classes)
     submission.check_conflicts(request, jobs, rows, problem)
+    kept = submission.to_keep(request, rows) if not local else []
+    jobs = submission.missing(request, size, kept)
     submission.prepare(request)
     if not local:
-        submission.to_slurm(request, jobs, rows, typer.echo)
+        submission.to_slurm(request, jobs, kept, typer.echo)
+        if not jobs:
+            typer.echo("live jobs work on all that is missing")
         typer.echo(f"follow it with: delt-hpc status {opened.run.root}")
         return True
     from delt_hpc.launch.local import run_processes  # noqa: PLC0415
@@ -246,9 +266,10 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     return False
 
 
-def _print_summary(opened: OpenedRun) -> int:
-    """Print how the tasks ended; returns the exit code."""
-    rows, problem = states.read(opened.config, opened.run, opened.classes)
+def _print_summary(request: Request) -> int:
+    """Print how the requested tasks ended; returns the exit code."""
+    rows, problem = states.read(request.config, request.run, request.classes)
+    rows = [row for row in rows if request.includes(row.task)]
     typer.echo(show.summary(rows))
     for row in rows:
         if row.state in ("failed", "lost"):

@@ -134,9 +134,9 @@ def _run_job(profile: Profile, folder: Path, wait: float) -> Iterator[Finding]:
 
 
 def _wait_for_answer(job: str, answer: Path, log: Path, wait: float, profile: Profile) -> Iterator[Finding]:
-    end = time.monotonic() + wait
+    end, ask = time.monotonic() + wait, queue.PatientQueue()
     while not answer.exists():
-        entry = queue.queued().get(job)
+        entry = ask([job]).get(job)
         if entry and not entry.live:
             time.sleep(2 * _POLL_SECONDS)  # on a shared file system the file may appear late
             if not answer.exists():

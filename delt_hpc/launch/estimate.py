@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.launch import plan as planning
 from delt_hpc.launch.figures import Rate
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
@@ -27,6 +28,7 @@ class Row:
         gpus, cpus: of a task.
         hours: of one device in all; None where no speed is measured or the work is not known.
         wall_hours: with the slots asked for.
+        efficiency: of recover: share of the turns in which a task's pipeline of batches is full.
     """
 
     stage: Stage
@@ -40,6 +42,7 @@ class Row:
     hours: float | None
     wall_hours: float | None
     rate: Rate | None
+    efficiency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def rows(
                 sum(each) if known else None,
                 makespan(each, running) if known else None,
                 rate,
+                planning.efficiency(config, profile, tasks[0]) if stage == "recover" else None,
             )
         )
     return found

@@ -1,39 +1,57 @@
 """Tasks as processes of this machine: several at a time, one GPU each."""
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from submitit.core.core import Job as Process
 from submitit.local.local import LocalExecutor
 
 from delt_hpc.config.schema import Stage
+from delt_hpc.errors import UserError
 from delt_hpc.launch import records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
+from delt_hpc.launch.process import ProcessIdentity
+from delt_hpc.launch.records import Submission
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
 
+DRIVER = Path("/dev/nvidiactl")
 MINUTES = 60 * 24 * 365  # submitit's local executor requires a time limit
 STOP_SECONDS = 60
 _POLL_SECONDS = 0.2
+_REPEAT_SECONDS = 1.0  # between two signals to a task that does not stop
 
 Slots = dict[int, tuple["Process[None]", Task] | None]
 
 
-def gpus() -> list[int]:
-    """Indices of the GPUs that this process may use; empty if CUDA_VISIBLE_DEVICES does not name them by index."""
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: indices, UUIDs or MIG ids.
+
+    Raises:
+        UserError: there is an NVIDIA driver, but the GPUs cannot be listed.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        parts = visible.split(",")
-        return [int(part) for part in parts] if all(part.isdigit() for part in parts) else []
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return list(range(sum(line.startswith("GPU ") for line in listed.splitlines())))
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    listed = ""
+    if shutil.which("nvidia-smi"):
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        listed = done.stdout if done.returncode == 0 else ""
+    found = [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    if not found and DRIVER.exists():
+        raise UserError(
+            "cannot tell which GPUs this machine has",
+            where="nvidia-smi -L",
+            remedy="set CUDA_VISIBLE_DEVICES, e.g. 0,1; to use none, set it to an empty text",
+        )
+    return found
 
 
 def run_processes(request: Request, jobs: Sequence[Job], processes: int, say: Callable[[str], None]) -> None:
@@ -73,17 +91,29 @@ def _may_start(request: Request, task: Task, running: set[Stage]) -> bool:
     return not any(stages.index(stage) < stages.index(task.stage) for stage in stages if stage in running)
 
 
-def _start(request: Request, task: Task, device: int | None) -> "Process[None]":
+def _start(request: Request, task: Task, device: str | None) -> "Process[None]":
     executor = LocalExecutor(request.folder.work, max_num_timeout=request.profile.timeouts)
-    gpu = {} if device is None else {"gpus_per_node": 1, "visible_gpus": (device,)}
-    executor.update_parameters(timeout_min=MINUTES, stderr_to_stdout=True, **gpu)
+    executor.update_parameters(timeout_min=MINUTES, stderr_to_stdout=True)
     # Ctrl-C on a terminal reaches all processes. Tasks ignore it: they get SIGTERM, on which they save their state.
+    runner = TaskRunner(str(request.root), task, request.classes, device, STOP_SECONDS)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process: Process[None] = executor.submit(TaskRunner(str(request.root), task, request.classes, STOP_SECONDS))
+        process: Process[None] = executor.submit(runner)
     finally:
         signal.signal(signal.SIGINT, before)
-    records.record_submission(request.folder, "local", request.cluster, process.job_id, (task,), request.classes)
+    submission = Submission(
+        "local",
+        request.cluster,
+        platform.node(),
+        records.now(),
+        process.job_id,
+        False,
+        task.stage,
+        (task,),
+        request.classes,
+        ProcessIdentity.of(int(process.job_id)),
+    )
+    records.write_submission(request.folder, submission)
     return process
 
 
@@ -97,9 +127,10 @@ def _free_ended(slots: Slots, say: Callable[[str], None]) -> None:
 def _stop(slots: Slots, say: Callable[[str], None]) -> None:
     """Ask all tasks to stop, and wait until they have saved their state."""
     live = [held for held in slots.values() if held]
-    for process, _ in live:
-        os.kill(int(process.job_id), signal.SIGTERM)
-    for process, task in live:
-        while not process.done():
-            time.sleep(_POLL_SECONDS)
-        say(f"{task.name}: stopped")
+    while live:
+        for process, _ in live:  # repeated: a task that is just starting may miss the first signal
+            os.kill(int(process.job_id), signal.SIGTERM)
+        time.sleep(_REPEAT_SECONDS)
+        for process, task in [held for held in live if held[0].done()]:
+            say(f"{task.name}: stopped")
+            live.remove((process, task))

@@ -20,7 +20,7 @@ class Markers:
     def __init__(self, config: Config, run: RunFolder, classes: int) -> None:
         self.config, self.run, self.classes = config, run, classes
         self._ranked = _names(run.rank)
-        self._recovered = {name for name in _names(run.recover) if is_done(run.recover / name)}
+        self._recovered = {name for name in _names(run.recover) if _is_done(run.recover / name)}
         self._batches: dict[int, list[batches.Batch]] = {}  # by first class
         for batch in batches.plan(classes, config.select.ipc, config.recover):
             self._batches.setdefault(batch.first, []).append(batch)
@@ -41,20 +41,20 @@ class Markers:
         run = self.run
         if task.stage == "rank":
             done, total = self.classes_done(task)
-            return is_done(run.rank) or (task.classes is not None and done == total)
+            return _is_done(run.rank) or (task.classes is not None and done == total)
         if task.stage == "recover":
             return all(batch.id in self._recovered for batch in self._batches_of(task))
         if task.trial:
-            return is_done(task.trial.folder(run))
+            return _is_done(task.trial.folder(run))
         if task.stage == "report":
             return self._report_is_current()
         folders = {"squeeze": run.teacher, "select": run.selected, "aggregate": run.distilled}
-        return is_done(folders[task.stage])
+        return _is_done(folders[task.stage])
 
     def classes_done(self, task: Task) -> tuple[int, int]:
         """Number of classes of a rank task that are ranked, and of all its classes."""
         classes = self._classes(task)
-        if is_done(self.run.rank):
+        if _is_done(self.run.rank):
             return len(classes), len(classes)
         return sum(self.run.class_ranking(c).name in self._ranked for c in classes.indices), len(classes)
 
@@ -79,8 +79,10 @@ class Markers:
         return task.classes or ClassRange(0, self.classes - 1)
 
     def _report_is_current(self) -> bool:
-        """The report exists and is newer than all results that it shows."""
+        """The report exists, nothing that it shows is missing, and it is newer than all of that."""
         run = self.run
+        if not all(self.finished(stage) for stage in plan.upstream(self.config, "report")):
+            return False
         shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in _names(run.evaluate))]
         written = _time(run.report / DONE)
         return written > 0 and all(_time(path) <= written for path in shown)
@@ -114,6 +116,14 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
         where=str(root),
         remedy="give --classes-count N, or set data.root or data.num_classes",
     )
+
+
+def _is_done(folder: Path) -> bool:
+    """`is_done`, but not deceived by a network file system that remembers that the marker was not there.
+
+    Listing the folders makes the file system ask its server again.
+    """
+    return is_done(folder) or (folder.name in _names(folder.parent) and DONE in _names(folder))
 
 
 def _names(folder: Path) -> set[str]:

@@ -12,7 +12,7 @@ from delt_hpc.training.trial import Trial, trials
 
 RANGED: tuple[Stage, ...] = ("rank", "recover")
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
-WAVES = 4  # recover tasks for each slot, so that one slow task does not delay the stage much
+WAVES = 4  # recover tasks for each slot at most; several, so that one slow task does not delay the stage much
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,43 @@ def within(tasks: Iterable[Task], ranges: Sequence[ClassRange]) -> list[Task]:
 def width(config: Config, profile: Profile, stage: Stage, classes: int) -> int:
     """Number of classes of a task: a multiple of those of a recovery batch.
 
-    The profile's `classes_per_task`, else so many that each slot gets four recover tasks or one rank task.
+    It is the profile's `classes_per_task`, or else one rank task for each slot, and for recover what this model says. A
+    task of K batches costs starting and compiling once, and K + F turns of the pipeline, of which F fill and empty it
+    (`fill_turns`). So a task has at least 3 (F + 1) batches where there are more batches than slots (with eight rounds
+    24, of which 77 % of the turns are full), and F + 1 where slots outnumber batches. A long stage has
+    WAVES tasks a slot.
     """
     block, resources = block_size(config.select.ipc, config.recover), profile.resources(stage)
-    tasks = resources.parallel * (WAVES if stage == "recover" else 1)
-    target = resources.classes_per_task or -(-classes // tasks)
+    target = resources.classes_per_task or -(-classes // resources.parallel)
+    if stage == "recover" and not resources.classes_per_task:
+        blocks, fill = -(-classes // block), fill_turns(config, profile)
+        batches = blocks * _batches_of_block(config)
+        least = (3 if batches > resources.parallel else 1) * (fill + 1) if fill else 1
+        tasks = max(1, min(batches // least, resources.parallel * WAVES))
+        target = -(-blocks // tasks) * block
     return max(1, -(-target // block)) * block
+
+
+def fill_turns(config: Config, profile: Profile) -> int:
+    """Turns in which the pipeline of a recover task is filled or emptied: rounds - 1; 0 if batches share no passes."""
+    recover = config.recover
+    gpu = profile.resources("recover").gpus > 0 and config.machine.device != "cpu"
+    packs = gpu if recover.segments == "auto" else recover.segments > 1
+    return recover.rounds - 1 if packs and recover.engine != "reference" else 0
+
+
+def efficiency(config: Config, profile: Profile, task: Task) -> float:
+    """Share of a recover task's turns in which its pipeline is full: K / (K + F) for K batches."""
+    assert task.classes
+    blocks = -(-len(task.classes) // block_size(config.select.ipc, config.recover))
+    batches = blocks * _batches_of_block(config)
+    return batches / (batches + fill_turns(config, profile))
+
+
+def _batches_of_block(config: Config) -> int:
+    """Recovery batches that have the same classes."""
+    ipc, recover = config.select.ipc, config.recover
+    return ipc if recover.batching == "mixed" else -(-ipc // recover.batch_size)
 
 
 def join(tasks: Iterable[Task], most: int) -> list[Task]:

@@ -46,7 +46,7 @@ class Resources(Section):
     minutes: Positive = field(60, "time limit of a task; one that needs more is requeued and resumes")
     parallel: Positive = field(64, "the largest number of tasks of a stage that run at the same time")
     classes_per_task: Positive | None = field(
-        None, "classes of a rank or recover task, in whole batches; default: one rank or four recover tasks per slot"
+        None, "classes of a rank or recover task, in whole batches; default: see `plan.width`"
     )
     sbatch: list[Argument] = field([], "further arguments of sbatch, e.g. --exclude=n7")
     srun: list[Argument] = field([], "further arguments of srun")
@@ -80,6 +80,9 @@ class Profile(Resources):
         120, "seconds before its time limit at which a task must save its state and is requeued"
     )
     timeouts: Annotated[int, Field(ge=0)] = field(20, "times that a task may reach its time limit before it fails")
+    dependency: Literal["afterok", "afterany"] = field(
+        "afterok", "afterok: a failed task cancels the stages that need its result; afterany: they start and say so"
+    )
     stages: dict[Stage, Resources] = field({}, "resources of single stages")
 
     @model_validator(mode="before")

@@ -1,5 +1,6 @@
 """Calls of Slurm's commands, and what their output means."""
 
+import math
 import os
 import re
 import subprocess
@@ -15,8 +16,17 @@ Standing = Literal["pending", "running", "completed", "failed"]
 # What Slurm's job states mean for a task. All states that are not listed count as failed.
 _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
-# Reasons for which a pending job never starts by itself.
-STUCK = {"DependencyNeverSatisfied", "JobHeldUser", "JobHeldAdmin", "BadConstraints", "JobHoldMaxRequeue"}
+# Reasons for which a pending job never starts by itself (regular expressions), and what to do.
+_STUCK = {
+    "DependencyNeverSatisfied": "`submit` again",
+    "JobHeldUser|JobHeldAdmin": "release it: scontrol release",
+    "JobHoldMaxRequeue|launch.failed.requeued.held": "find out why it does not start there, then: scontrol release",
+    "BadConstraints|PartitionNodeLimit": "`cancel` it, correct constraint, memory_gib or gpus in the profile, `submit`",
+    "PartitionTimeLimit|.*(Wall|WallDuration)PerJobLimit": "`cancel` it, lower minutes in the profile, `submit`",
+    "InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed": "`cancel` it, correct account or qos, `submit`",
+    r"(Assoc|QOS)(Grp|Max)\w*(?<!Run)MinutesLimit": "the budget is used up: ask for more, or use another account",
+    r"(Assoc|QOS)Max\w*PerJob\w*|(Assoc|QOS)Max\w*MinutesPerJob\w*": "`cancel` it, lower the request, `submit`",
+}
 
 TIMEOUT_SECONDS = 60  # of any call
 _IDS_PER_CALL = 200
@@ -30,6 +40,10 @@ _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
 
 class QueueError(Exception):
     """A Slurm command is missing, fails, or does not answer."""
+
+
+class QueueRefusedError(QueueError):
+    """A Slurm command has failed for certain: it has changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,14 @@ class Entry:
         if self.state in _RUNNING:
             return "running"
         return "completed" if self.state == "COMPLETED" else "failed"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a pending job that never starts by itself; empty if it may start."""
+        if self.standing != "pending":
+            return ""
+        reason = self.reason.strip("()")
+        return next((remedy for pattern, remedy in _STUCK.items() if re.fullmatch(pattern, reason)), "")
 
     @property
     def live(self) -> bool:
@@ -113,23 +135,57 @@ def _run(command: Sequence[str], environment: Mapping[str, str], text: str = "")
             errors="replace",
         )
     except FileNotFoundError:
-        raise QueueError(f"there is no {command[0]} on this machine") from None
+        raise QueueRefusedError(f"there is no {command[0]} on this machine") from None
     except subprocess.TimeoutExpired:
         raise QueueError(f"{command[0]} has not answered in {TIMEOUT_SECONDS} s") from None
 
 
 def _checked(done: "subprocess.CompletedProcess[str]") -> str:
     if done.returncode:
-        raise QueueError(f"{done.args[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+        kind = QueueError if "timed out" in done.stderr else QueueRefusedError
+        raise kind(f"{done.args[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
 
 
 _SQUEUE_FORMAT = "%i|%T|%N|%M|%r"
 
 
-def queued() -> dict[str, Entry]:
-    """All jobs of this user that the controller still remembers; it forgets ended ones after a while."""
-    return parse_squeue(call("squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", _SQUEUE_FORMAT))
+def queued(jobs: Iterable[str]) -> dict[str, Entry]:
+    """Those of these jobs, of any user, that the controller still remembers, with all elements of their arrays."""
+    ids = sorted({job.partition("_")[0] for job in jobs})
+    try:
+        return parse_squeue(call("squeue", "-h", "-r", "-t", "all", "-j", ",".join(ids), "-o", _SQUEUE_FORMAT))
+    except QueueRefusedError as error:
+        if "Invalid job id" in str(error):  # the only job is forgotten
+            return {}
+        raise
+
+
+class PatientQueue:
+    """`queued` and `accounted` for programs that look often: Slurm is asked at most every `seconds`."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self._seconds = seconds
+        self._asked_at = -math.inf
+        self._answer: dict[str, Entry] | QueueError = {}
+
+    def __call__(self, jobs: Sequence[str]) -> dict[str, Entry]:
+        if time.monotonic() - self._asked_at >= self._seconds:
+            try:
+                self._answer = known(jobs)
+            except QueueError as error:
+                self._answer = error
+            self._asked_at = time.monotonic()
+        if isinstance(self._answer, QueueError):
+            raise self._answer
+        return self._answer
+
+
+def known(jobs: Sequence[str]) -> dict[str, Entry]:
+    """The jobs as the queue shows them, and those that it has forgotten as accounting shows them."""
+    found = queued(jobs)
+    gone = [job for job in jobs if job not in found]
+    return (accounted(gone) if gone else {}) | found
 
 
 def parse_squeue(text: str) -> dict[str, Entry]:
@@ -143,6 +199,18 @@ def parse_squeue(text: str) -> dict[str, Entry]:
         for one in expand(ids):
             found[one] = Entry(one, _state_name(state), node, "" if reason == "None" else reason, duration(time))
     return found
+
+
+def find(comments: Mapping[str, str]) -> dict[str, str]:
+    """The ids of jobs by their comments, as far as Slurm knows them.
+
+    Args:
+        comments: the name of each job by its comment.
+    """
+    names = ",".join(sorted(set(comments.values())))
+    lines = call("squeue", "-h", "-t", "all", f"--name={names}", "-o", "%F|%k").splitlines()
+    rows = [line.strip().partition("|") for line in lines]
+    return {comment: job for job, _, comment in rows if comment in comments}
 
 
 def accounted(jobs: Iterable[str]) -> dict[str, Entry]:
@@ -216,6 +284,22 @@ def cancel(jobs: Sequence[str]) -> None:
     """Cancel the jobs; those that have ended already are ignored."""
     for start in range(0, len(jobs), _IDS_PER_CALL):
         call("scancel", *jobs[start : start + _IDS_PER_CALL])
+
+
+def set_dependency(job: str, dependency: str) -> None:
+    """Let the pending job wait for other jobs than before."""
+    call("scontrol", "update", f"JobId={job}", f"Dependency={dependency}")
+
+
+def excluded(job: str) -> list[str]:
+    """The nodes on which the job must not run."""
+    shown = re.search(r"\bExcNodeList=(\S+)", call("scontrol", "-o", "show", "job", job))
+    return [shown[1]] if shown and shown[1] != "(null)" else []
+
+
+def exclude(job: str, nodes: Sequence[str]) -> None:
+    """Keep the pending job away from these nodes, and from no others."""
+    call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(nodes)}")
 
 
 def settings() -> dict[str, str]:

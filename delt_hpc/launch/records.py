@@ -1,7 +1,8 @@
 """What was submitted, and what tasks have reported: small files in the run folder, below launch/.
 
 launch/jobs/<time>-<job>.json      one per submission: executor, profile, job id, and its tasks in the array's order
-launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, cancelled
+launch/tasks/<stage>-<unit>.jsonl  one line per event: started, done, stopped, failed, lost_gpu, cancelled,
+                                   forgotten; its time is that of the last heartbeat of the task's process
 launch/work/                       submitit's pickles
 """
 
@@ -9,10 +10,12 @@ import fcntl
 import json
 import os
 import platform
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,11 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.plan import Task
+from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.run.folder import RunFolder, read_json, write_json
 from delt_hpc.training.trial import Trial
+
+HEARTBEAT_SECONDS = 60.0
 
 
 class LaunchFolder:
@@ -44,9 +50,11 @@ class Submission:
         executor: `slurm` or `local`.
         cluster: the profile, as the user named it.
         host: where `submit` ran.
-        job: Slurm's job id, or a process id on `host`.
+        job: Slurm's job id, or a process id on `host`; empty while sbatch has not answered.
         array: the tasks are elements of a job array; the first is `<job>_0`.
         classes: number of classes of the data set, as known at submission.
+        process: the process of a local submission.
+        name, token: of a Slurm job: its name, and what its comment ends with.
     """
 
     executor: str
@@ -58,6 +66,9 @@ class Submission:
     stage: Stage
     tasks: tuple[Task, ...]
     classes: int
+    process: ProcessIdentity | None = None
+    name: str = ""
+    token: str = ""
 
     def id_of(self, position: int) -> str:
         """The job id of the task at that position."""
@@ -81,30 +92,41 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def record_submission(
-    folder: LaunchFolder, executor: str, cluster: str, job: str, tasks: tuple[Task, ...], classes: int
-) -> None:
-    """Record tasks that were started together, now and from this host."""
-    submission = Submission(
-        executor, cluster, platform.node(), now(), job, len(tasks) > 1, tasks[0].stage, tasks, classes
-    )
-    write_submission(folder, submission)
+def write_submission(folder: LaunchFolder, submission: Submission) -> Path:
+    """Add the submission to the record; returns its file."""
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    path = folder.jobs / f"{moment}-{submission.token or submission.job}.json"
+    _write(path, submission)
+    return path
 
 
-def write_submission(folder: LaunchFolder, submission: Submission) -> None:
+def set_job(path: Path, submission: Submission, job: str) -> None:
+    """Add the id that Slurm gave to the job to the submission's file."""
+    _write(path, replace(submission, job=job))
+
+
+def _write(path: Path, submission: Submission) -> None:
     tasks = [_task_to_json(task) for task in submission.tasks]
-    time = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    write_json(folder.jobs / f"{time}-{submission.job}.json", {**vars(submission), "tasks": tasks})
+    process = vars(submission.process) if submission.process else None
+    write_json(path, {**vars(submission), "tasks": tasks, "process": process})
 
 
 def submissions(folder: LaunchFolder) -> list[Submission]:
     """All submissions of the run, oldest first."""
-    found = []
+    return [submission for _, submission in _read_all(folder) if submission.job]
+
+
+def intents(folder: LaunchFolder) -> list[tuple[Path, Submission]]:
+    """Submissions that were interrupted before the job's id was recorded, and their files."""
+    return [(path, submission) for path, submission in _read_all(folder) if not submission.job]
+
+
+def _read_all(folder: LaunchFolder) -> Iterator[tuple[Path, Submission]]:
     for path in sorted(folder.jobs.glob("*.json")):
         content = read_json(path)
         tasks = tuple(_task_from_json(task) for task in content["tasks"])
-        found.append(Submission(**{**content, "tasks": tasks}))
-    return found
+        process = ProcessIdentity(**content["process"]) if content.get("process") else None
+        yield path, Submission(**{**content, "tasks": tasks, "process": process})
 
 
 def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:
@@ -115,8 +137,12 @@ def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:
 
 def events(folder: LaunchFolder, task: Task) -> list[Event]:
     """All events of a task, oldest first. Incomplete lines of killed processes are skipped."""
+    return _read_events(folder.tasks / f"{task.name}.jsonl")
+
+
+def _read_events(path: Path) -> list[Event]:
     try:
-        lines = (folder.tasks / f"{task.name}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     found = []
@@ -128,11 +154,51 @@ def events(folder: LaunchFolder, task: Task) -> list[Event]:
     return found
 
 
+@contextmanager
+def heartbeat(folder: LaunchFolder, task: Task) -> Iterator[None]:
+    """Inside, show every HEARTBEAT_SECONDS that this process is alive, by the time of the file of the task's events."""
+    ended = threading.Event()
+    path = folder.tasks / f"{task.name}.jsonl"
+
+    def beat() -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def heartbeat_age(folder: LaunchFolder, task: Task, submitted: str) -> float:
+    """Seconds since the task's process last showed that it was alive, or else since it was submitted."""
+    last = datetime.fromisoformat(submitted).timestamp()
+    with suppress(FileNotFoundError):
+        last = max(last, (folder.tasks / f"{task.name}.jsonl").stat().st_mtime)
+    return max(0.0, time.time() - last)
+
+
+def nodes_without_gpu(folder: LaunchFolder) -> list[str]:
+    """The nodes on which a task of this run saw no GPU in the last day."""
+    since = (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="seconds")
+    found = [event for path in folder.tasks.glob("*.jsonl") for event in _read_events(path)]
+    return sorted({event.host for event in found if event.event == "lost_gpu" and event.time >= since})
+
+
+def this_host() -> str:
+    """The name of this machine: in a Slurm job Slurm's name of the node."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        return os.environ.get("SLURMD_NODENAME", platform.node())
+    return platform.node()
+
+
 def new_event(kind: str, job: str, restart: int, message: str = "") -> Event:
-    """An event of this process, now. In a Slurm job the host is Slurm's name of the node."""
-    slurm = os.environ.get("SUBMITIT_EXECUTOR") == "slurm"
-    host = os.environ.get("SLURMD_NODENAME", platform.node()) if slurm else platform.node()
-    return Event(kind, now(), job, restart, host, os.getpid(), message)
+    """An event of this process, now."""
+    return Event(kind, now(), job, restart, this_host(), os.getpid(), message)
 
 
 def log_of(run: RunFolder, task: Task, job: str, restart: int) -> Path:

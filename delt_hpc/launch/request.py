@@ -11,6 +11,7 @@ from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import profile as profiles
 from delt_hpc.launch import records
 from delt_hpc.launch.markers import class_count
+from delt_hpc.launch.plan import Task
 from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import interpreter
@@ -49,6 +50,12 @@ class Request:
     @property
     def folder(self) -> LaunchFolder:
         return LaunchFolder(self.run)
+
+    def includes(self, task: Task) -> bool:
+        """Whether the task is one of the requested stages and classes."""
+        if self.only and not (task.classes and any(task.classes.overlaps(one) for one in self.only)):
+            return False
+        return self.stages is None or task.stage in self.stages
 
     @property
     def root(self) -> Path:

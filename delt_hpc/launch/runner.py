@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,16 +14,20 @@ from types import FrameType
 from typing import Any
 
 from delt_hpc.config.load import load_config
-from delt_hpc.config.schema import Stage
+from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch import queue, records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
+from delt_hpc.launch.script import EARLY_SIGNALS
 from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder
 
-USER_ERROR, MISSING_INPUTS = 2, 3
+USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
+LATE_SECONDS = 60.0  # in which a finished input must be seen
+_POLL_SECONDS = 2.0
+RETRIES = 3  # times that a job is moved to another node because its node has lost the GPU
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -34,18 +39,20 @@ class TaskRunner:
     Attributes:
         root: absolute path of the run folder.
         classes: number of classes of the data set.
+        gpu: the job requests a GPU, so torch must see one. A text is the GPU's name in CUDA_VISIBLE_DEVICES.
         stop_seconds: time in which a stage must have saved its state after a signal; then the job is requeued anyway.
     """
 
     root: str
     task: Task
     classes: int
+    gpu: bool | str | None
     stop_seconds: int
 
     def __call__(self) -> None:
         """Do the task in a job of its own.
 
-        Exit code 2 is a user's error, 3 means missing inputs, 143 means stopped with the state saved.
+        Exit code 2 is a user's error, 3: missing inputs, 4: the node has lost its GPU, 143: stopped, resumes.
         """
         from submitit.core.job_environment import JobEnvironment  # noqa: PLC0415
 
@@ -74,26 +81,46 @@ class TaskRunner:
         """Do the task in this process.
 
         Raises:
-            UserError: inputs are missing, or the stage refuses to start.
+            UserError: inputs or a GPU are missing, or the stage refuses to start.
             Interrupted: stopped by SIGTERM; the state is saved.
         """
         root = Path(self.root)
+        if isinstance(self.gpu, str):
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         config = load_config(self.root)
-        missing = Markers(config, RunFolder(root), self.classes).missing_inputs(self.task.stage)
+        missing = self._missing_inputs(config)
         if missing:
             raise MissingInputsError(
                 "inputs are not finished: " + "; ".join(missing),
                 remedy="`delt-hpc status` shows why; `delt-hpc submit` submits what is missing",
             )
+        from delt_hpc.context import choose_device  # noqa: PLC0415
+
+        if self.gpu and config.machine.device != "cpu" and choose_device(config.machine).type == "cpu":
+            raise MissingGpuError(
+                f"the job requests a GPU, but torch sees none on {records.this_host()}",
+                remedy="exclude the node (--exclude in the profile), or set machine.device: cpu to work without a GPU",
+            )
         from delt_hpc import pipeline  # noqa: PLC0415
         from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
         context = pipeline.open_run(config, root, Reporter())
+        repeat_early_signals()
         stop.check()
         # The last rank task writes ranking.csv. On a slow shared file system none of them may have seen all files of
         # the others; then select writes it.
         stages: tuple[Stage, ...] = ("rank", "select") if self.task.stage == "select" else (self.task.stage,)
         pipeline.run_stages(context, stages, self.task.classes, self.task.trial)
+
+    def _missing_inputs(self, config: Config) -> list[str]:
+        """The inputs that are missing. A node may see results of another one late, so it looks again for a while."""
+        end = time.monotonic() + LATE_SECONDS
+        while True:
+            missing = Markers(config, RunFolder(Path(self.root)), self.classes).missing_inputs(self.task.stage)
+            if not missing or time.monotonic() > end:
+                return missing
+            stop.check()
+            time.sleep(_POLL_SECONDS)
 
     def _execute_recorded(self, folder: LaunchFolder, job: str, restart: int, requeue: Handler, *, slurm: bool) -> None:
         """Do the task and record how it ended."""
@@ -102,7 +129,12 @@ class TaskRunner:
             records.append_event(folder, self.task, records.new_event(kind, job, restart, message))
 
         try:
-            with stop.on_signal(), _stop_on_user_signal(self.stop_seconds, requeue) as signalled:
+            with (
+                records.heartbeat(folder, self.task),
+                stop.on_signal(),
+                _stop_on_user_signal(self.stop_seconds, requeue) as signalled,
+            ):
+                repeat_early_signals()
                 self.execute()
         except stop.Interrupted:
             print("stopped on request; started again, the task resumes", flush=True)
@@ -114,6 +146,13 @@ class TaskRunner:
                     record("failed", str(error))
                     raise
             sys.exit(stop.EXIT_CODE)
+        except MissingGpuError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            record("lost_gpu", error.what)
+            moved = sum(e.event == "lost_gpu" and e.job == job for e in records.events(folder, self.task))
+            if slurm and moved <= RETRIES:
+                _requeue_elsewhere(folder, job, requeue)
+            sys.exit(MISSING_GPU)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             record("failed", str(error).splitlines()[0])
@@ -127,6 +166,35 @@ class TaskRunner:
 
 class MissingInputsError(UserError):
     """An earlier stage is not finished."""
+
+
+class MissingGpuError(UserError):
+    """The node has no usable GPU, although the job requests one."""
+
+
+def _requeue_elsewhere(folder: LaunchFolder, job: str, requeue: Handler) -> None:
+    """Requeue the job and exclude the nodes that have lost their GPU. Slurm accepts that for a pending job only."""
+    nodes = records.nodes_without_gpu(folder)
+    with suppress(queue.QueueError):
+        nodes += queue.excluded(job)
+    try:
+        requeue(signal.SIGUSR2, None)
+    except SystemExit:  # requeued: this process has a few seconds left
+        for _ in range(20):  # refused while Slurm still ends the job
+            with suppress(queue.QueueError):
+                queue.exclude(job, nodes)
+                break
+            time.sleep(0.5)
+        raise
+
+
+def repeat_early_signals() -> None:
+    """Raise the signal that came before this process could handle it, if there was one (see `EARLY_SIGNALS`)."""
+    path = Path(os.environ.get(EARLY_SIGNALS, ""))
+    if path.is_file() and not stop.requested():
+        print("a signal came while Python started", flush=True)
+        early = path.read_text(encoding="utf-8").split()
+        signal.raise_signal(signal.SIGUSR2 if "USR2" in early else signal.SIGTERM)
 
 
 def clear_stale(folder: Path, job: str) -> None:

@@ -14,6 +14,8 @@ from delt_hpc.run.stop import EXIT_CODE
 
 # Suffix of the file by which a task in a container requests its requeueing; the script, on the host, does it.
 REQUEST = "requeue"
+# Variable with the path of a file that names the signals that came before Python could handle them.
+EARLY_SIGNALS = "DELT_EARLY_SIGNALS"
 # Folder in the run folder with compiled kernels, from which tasks start.
 COMPILED = "compile-cache"
 
@@ -25,15 +27,18 @@ class Script:
     Attributes:
         title: comment at the top, one line each.
         name: of the job.
+        comment: of the job.
         command: shell text that srun starts.
         signal: the signal that Slurm sends to the command before the time limit.
         output: file name pattern for the output of the script itself.
         workdir: working folder; empty for the folder in which sbatch is called.
         array: number of elements of the job array; None for a single job.
         parallel: elements that run at the same time, at most.
-        after: ids of jobs that must have ended first, successful or not.
+        after: Slurm's dependency, e.g. afterok:17:18,afterany:12; empty for none.
+        exclude: nodes on which the job must not run.
         folders: folders that the task reads and writes, to be mounted in a container.
         before: first shell lines.
+        notes_signals: until Python handles signals, they are noted in the file EARLY_SIGNALS; they do not end the task.
         compiled: shell text: the folder of kernels compiled earlier, which need not exist.
         after_command: shell lines after the command; its exit code is in `rc`.
     """
@@ -45,11 +50,14 @@ class Script:
     signal: str
     output: str
     workdir: str = ""
+    comment: str | None = None
     array: int | None = None
     parallel: int = 1
-    after: tuple[str, ...] = ()
+    after: str = ""
+    exclude: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    notes_signals: bool = False
     compiled: str = ""
     after_command: tuple[str, ...] = ()
 
@@ -60,7 +68,7 @@ def text(script: Script, profile: Profile) -> str:
     options = [*_job_options(script, profile, resources), *_resources(resources), *_limits(script, profile)]
     blocks = [
         ["#!/bin/bash", *(f"# {line}".rstrip() for line in script.title)],
-        [f"#SBATCH {option}" for option in (*options, *resources.sbatch)],
+        [f"#SBATCH {option}" for option in (*options, *_further_options(script, resources))],
         list(script.before),
         list(profile.setup),
         _caches(script, profile),
@@ -76,9 +84,24 @@ def interpreter(profile: Profile, folders: tuple[str, ...], workdir: str, defaul
     python = profile.python or ("python" if profile.in_container else shlex.quote(default))
     if profile.apptainer:
         # The process in the image writes its id to a file: the script sends signals to it alone.
-        write_pid = """sh -c 'echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
+        write_pid = """sh -c 'trap "" USR2 TERM; echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
         return f"{shlex.join(_apptainer(profile.apptainer, folders, workdir))} {write_pid} {python}"
     return python
+
+
+def place_task(folder: str, token: str) -> tuple[str, ...]:
+    """Shell lines that put the pickle of the task under the name that submitit expects.
+
+    The job does it, because the submitting process may be killed before it knows the job's id. A pickle that exists
+    already is that of an earlier start.
+    """
+    return (
+        "# submitit expects the task under the job's id.",
+        _ARRAY_ID,
+        f"task={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}_submitted.pkl",
+        f"source={shlex.quote(folder)}/{token}-${{SLURM_ARRAY_TASK_ID:-0}}.pkl",
+        '[ -e "$task" ] || { cp "$source" "$task.new" && mv "$task.new" "$task"; } || exit 1',
+    )
 
 
 def requeue_on_request(folder: str) -> tuple[str, ...]:
@@ -93,7 +116,7 @@ def requeue_on_request(folder: str) -> tuple[str, ...]:
 def request_program(folder: str) -> str:
     """A program that takes the place of scontrol in a container: it leaves the request."""
     return "#!/bin/sh\n# scontrol requeue ID, in a container: asks the script outside to do it.\n" + (
-        f': >{shlex.quote(folder)}/"$2".{REQUEST}\n'
+        f'[ "$1" != requeue ] || : >{shlex.quote(folder)}/"$2".{REQUEST}\n'
     )
 
 
@@ -151,6 +174,17 @@ _STAGE_ARGUMENTS = (
 )
 
 
+# A signal that comes while Python starts would end it. A trap interrupts `wait`, which is therefore repeated.
+_NOTE_SIGNALS = (
+    "# Python starts with these signals ignored. A shell beside it notes those that come before Python handles them.",
+    """note_signals='trap "" USR2 TERM""",
+    '"$@" &',
+    f"""trap "echo USR2 >>\\"\\${EARLY_SIGNALS}\\"" USR2""",
+    f"""trap "echo TERM >>\\"\\${EARLY_SIGNALS}\\"" TERM""",
+    """while :; do wait $!; rc=$?; kill -0 $! 2>/dev/null || exit $rc; done'""",
+)
+
+
 def _option(name: str, value: object) -> str:
     return f"--{name}={shlex.quote(str(value))}"
 
@@ -158,6 +192,7 @@ def _option(name: str, value: object) -> str:
 def _job_options(script: Script, profile: Profile, resources: Resources) -> list[str]:
     given = {
         "job-name": script.name,
+        "comment": script.comment,
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
@@ -184,11 +219,19 @@ def _limits(script: Script, profile: Profile) -> list[str]:
     if script.array is not None:
         options.append(f"--array=0-{script.array - 1}%{script.parallel}")
     if script.after:
-        # afterany: after a failed afterok job this one would wait for ever. The task checks its inputs itself.
-        options.append(f"--dependency=afterany:{':'.join(script.after)}")
+        # A job whose dependency can never be satisfied would wait for ever.
+        options += [f"--dependency={script.after}", "--kill-on-invalid-dep=yes"]
     if script.workdir:
         options.append(_option("chdir", script.workdir))
     return [*options, _option("output", script.output), "--open-mode=append"]
+
+
+def _further_options(script: Script, resources: Resources) -> list[str]:
+    """The profile's own arguments; the nodes to exclude are added to those of the profile."""
+    prefix = "--exclude="
+    excluded = [*(a.removeprefix(prefix) for a in resources.sbatch if a.startswith(prefix)), *script.exclude]
+    others = [argument for argument in resources.sbatch if not argument.startswith(prefix)]
+    return [f"{prefix}{','.join(excluded)}", *others] if excluded else others
 
 
 def _caches(script: Script, profile: Profile) -> list[str]:
@@ -199,6 +242,8 @@ def _caches(script: Script, profile: Profile) -> list[str]:
         """trap 'rm -rf "$scratch"' EXIT""",
         'export TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"',
     ]
+    if script.notes_signals:
+        lines.append(f'export {EARLY_SIGNALS}="$scratch/signals"')
     if script.compiled:
         lines.append(f"export DELT_COMPILE_CACHE={script.compiled}")
     if profile.apptainer:
@@ -241,13 +286,16 @@ def _run_command(script: Script, profile: Profile, resources: Resources) -> list
     if profile.pyxis:
         container = _pyxis(profile.pyxis, script.folders, script.workdir, _passed_variables(profile))
     arguments = [*container, *map(shlex.quote, resources.srun)]
-    srun = ["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *arguments, script.command]
+    srun = ["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *arguments]
+    if not profile.apptainer and script.notes_signals:
+        return [*_NOTE_SIGNALS, f'{" ".join(srun)} sh -c "$note_signals" sh {script.command}', "rc=$?"]
     if not profile.apptainer:
-        return [" ".join(srun), "rc=$?"]
+        return [" ".join([*srun, script.command]), "rc=$?"]
+    note = f'echo {script.signal} >>"${EARLY_SIGNALS}"; ' if script.notes_signals else ""
     return [
         "# Pass the signal to Python only: it would end the Apptainer process that serves the image's files.",
-        f"""trap '[ ! -s "$scratch/pid" ] || kill -{script.signal} "$(cat "$scratch/pid")"' {script.signal}""",
-        f"{' '.join(srun)} &",
+        f"""trap '{note}[ ! -s "$scratch/pid" ] || kill -{script.signal} "$(cat "$scratch/pid")"' {script.signal}""",
+        f"{' '.join([*srun, script.command])} &",
         "while kill -0 $! 2>/dev/null; do wait $!; done",
         "wait $!",
         "rc=$?",

@@ -44,6 +44,9 @@ def plan(console: Console, rows: Sequence[PlanRow], disk: Disk | None, slots: in
         )
         table.add_row(row.stage, row.ranges, *map(str, numbers))
     console.print(table)
+    for row in rows:
+        if row.efficiency is not None:
+            console.print(f"  {row.stage}: the pipeline of a task is full in {row.efficiency:.0%} of its turns")
     known = [row for row in rows if row.hours is not None and row.wall_hours is not None]
     if known:
         gpu = sum(row.hours or 0 for row in known if row.gpus)

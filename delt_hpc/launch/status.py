@@ -1,9 +1,8 @@
 """The state of every task: from the run's markers first, then the queue, accounting, and the events of the tasks."""
 
-import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +11,22 @@ from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import plan, queue, records
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
+from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.queue import Entry
 from delt_hpc.launch.records import Event, LaunchFolder, Submission
 from delt_hpc.recovery.batches import block_size
 from delt_hpc.run.folder import RunFolder
 
+Ask = Callable[[Sequence[str]], dict[str, Entry]]
 State = Literal["done", "running", "pending", "failed", "lost", "unknown", "missing"]
 LIVE: tuple[State, ...] = ("running", "pending", "unknown")
 
 # Exit codes of `status`, and of `submit --cluster local`, which waits for its tasks.
 ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
-_LOCAL_PROGRAM = b"submitit.local._local"
+COMMENT = "delt-hpc:"  # begins the comment of a job; its token follows
+_SBATCH_TAKES = timedelta(minutes=10)  # at most
+# A process that cannot be seen from here, and has shown no sign of life for so long, is lost.
+LOST_AFTER_SECONDS = 10 * records.HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Row:
         seconds: run time since the last start.
         done, total: images of recover, classes of rank, for other stages tasks.
         stuck: waits for something that will not happen by itself.
+        process: that works on a task of `--cluster local`.
         submitted: the task as it was submitted; its events are recorded under this name.
     """
 
@@ -52,6 +57,7 @@ class Row:
     log: Path | None = None
     stuck: bool = False
     submitted: Task | None = None
+    process: ProcessIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -70,13 +76,19 @@ class _Owner:
         return self.submission.id_of(self.position)
 
 
-def read(config: Config, run: RunFolder, classes: int) -> tuple[list[Row], str]:
-    """All tasks of the run in pipeline order, and the error of Slurm, empty if it answered."""
+def read(config: Config, run: RunFolder, classes: int, ask: Ask = queue.known) -> tuple[list[Row], str]:
+    """All tasks of the run in pipeline order, and the error of Slurm, empty if it answered.
+
+    Args:
+        ask: returns Slurm's entries of jobs.
+    """
     folder, markers = LaunchFolder(run), Markers(config, run, classes)
+    problem = _complete_intents(folder)
     owned = _owners(config, records.submissions(folder))
     groups = [group for stage in config.stages for group in _groups(config, markers, stage, classes, owned)]
     unfinished = [owner for tasks, owner in groups if owner and not all(markers.done(t) for t in tasks)]
-    queued, problem = _query_slurm([owner.job for owner in unfinished if owner.submission.executor == "slurm"])
+    queued, error = _query_slurm([owner.job for owner in unfinished if owner.submission.executor == "slurm"], ask)
+    problem = problem or error
     rows = [_row(run, folder, markers, tasks, owner, queued, problem) for tasks, owner in groups]
     return rows, problem
 
@@ -91,6 +103,14 @@ def exit_code(rows: Sequence[Row], problem: str = "") -> int:
     if states & {"failed", "lost"} or any(row.stuck for row in rows):
         return FAILED
     return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED
+
+
+def may_change(rows: Sequence[Row]) -> bool:
+    """Whether a task runs, or waits for something that may happen by itself."""
+    waiting = [row for row in rows if row.state == "pending" and not row.stuck]
+    if any(row.stuck for row in rows):
+        waiting = [row for row in waiting if "Dependency" not in row.message]
+    return bool(waiting) or any(row.state == "running" for row in rows)
 
 
 def _owners(config: Config, submissions: Iterable[Submission]) -> dict[Task, _Owner]:
@@ -123,16 +143,31 @@ def _groups(
     return groups
 
 
-def _query_slurm(jobs: Sequence[str]) -> tuple[dict[str, Entry], str]:
+def _complete_intents(folder: LaunchFolder) -> str:
+    """Find the jobs of interrupted submissions and record their ids. Returns Slurm's error, empty if it answered."""
+    intents = records.intents(folder)
+    if not intents:
+        return ""
+    try:
+        found = queue.find({COMMENT + intent.token: intent.name for _, intent in intents})
+    except queue.QueueError as error:
+        return str(error)
+    for path, intent in intents:
+        if COMMENT + intent.token in found:
+            records.set_job(path, intent, found[COMMENT + intent.token])
+        elif datetime.now(UTC) - datetime.fromisoformat(intent.time) > _SBATCH_TAKES:
+            path.unlink(missing_ok=True)  # it was never submitted
+    return ""
+
+
+def _query_slurm(jobs: Sequence[str], ask: Ask) -> tuple[dict[str, Entry], str]:
     """Slurm's entries of the jobs, and its error, empty if it answered."""
     if not jobs:
         return {}, ""
     try:
-        queued = queue.queued()
+        return ask(jobs), ""
     except queue.QueueError as error:
         return {}, str(error)
-    gone = [job for job in jobs if job not in queued]
-    return (queue.accounted(gone) if gone else {}) | queued, ""
 
 
 def _row(
@@ -153,10 +188,12 @@ def _row(
     if owner is None:
         return Row(task, "done" if finished else "missing", done=done, total=total)
     events = [event for event in records.events(folder, owner.task) if event.job == owner.job]
+    if owner.submission.executor != "slurm":  # the numbers of processes are used again
+        events = [event for event in events if event.time >= owner.submission.time]
     starts = [event for event in events if event.event == "started"]
     entry = queued.get(owner.job)
     state: State
-    state, message = ("done", "") if finished else _state(owner, entry, events, problem)
+    state, message = ("done", "") if finished else _state(folder, owner, entry, events, problem)
     seconds = entry.seconds if entry and state in ("running", "failed") else None
     if seconds is None:
         seconds = _seconds(events, state)
@@ -172,17 +209,23 @@ def _row(
         done,
         total,
         _log(run, owner.task, starts),
-        bool(entry and not finished and entry.standing == "pending" and entry.reason in queue.STUCK),
+        bool(entry and not finished and entry.remedy),
         owner.task,
+        owner.submission.process,
     )
 
 
-def _state(owner: _Owner, entry: Entry | None, events: list[Event], problem: str) -> tuple[State, str]:
+def _state(
+    folder: LaunchFolder, owner: _Owner, entry: Entry | None, events: list[Event], problem: str
+) -> tuple[State, str]:
     """State and message of a task whose results are not there."""
     if owner.submission.executor != "slurm":
-        return _process_state(owner.submission, events)
+        return _process_state(
+            owner.submission, events, records.heartbeat_age(folder, owner.task, owner.submission.time)
+        )
     if entry and entry.live:
         reason = f" ({entry.reason})" if entry.reason and entry.standing == "pending" else ""
+        reason += f": {entry.remedy}" if entry.remedy else ""
         return ("pending" if entry.standing == "pending" else "running"), entry.state + reason
     if problem:
         return "unknown", "Slurm does not answer"
@@ -197,22 +240,26 @@ def _last_message(events: list[Event]) -> str:
     """Why the task ended without its results, as far as it reported that."""
     if not events:
         return ""
-    if events[-1].event == "failed":
+    if events[-1].event in ("failed", "lost_gpu"):
         return events[-1].message
-    return {"stopped": "stopped; resumes when started again", "cancelled": "cancelled"}.get(events[-1].event, "")
+    texts = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
+    return texts.get(events[-1].event, "")
 
 
-def _process_state(submission: Submission, events: list[Event]) -> tuple[State, str]:
-    """State and message of a task of `--cluster local`."""
-    if submission.host != platform.node():
-        return "unknown", f"a process on {submission.host}; run `status` there"
-    try:
-        alive = _LOCAL_PROGRAM in Path(f"/proc/{submission.job}/cmdline").read_bytes()
-    except OSError:
-        alive = False
+def _process_state(submission: Submission, events: list[Event], age: float) -> tuple[State, str]:
+    """State and message of a task of `--cluster local`.
+
+    Args:
+        age: seconds since its last heartbeat.
+    """
+    message = _last_message(events)
+    if message and events[-1].event != "cancelled":  # a cancelled process may still be saving its state
+        return "failed", message
+    alive = submission.process.alive() if submission.process else None
     if alive:
         return "running", ""
-    message = _last_message(events)
+    if alive is None and age < LOST_AFTER_SECONDS:
+        return "unknown", f"a process on {submission.host}; last sign of life {age:.0f} s ago"
     return ("failed", message) if message else ("lost", "ended without a message")
 
 

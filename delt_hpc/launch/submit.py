@@ -11,7 +11,7 @@ import platform
 import secrets
 import shlex
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
@@ -22,11 +22,11 @@ from delt_hpc.launch import plan, queue, records, status
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job
 from delt_hpc.launch.profile import Profile
-from delt_hpc.launch.records import LaunchFolder
+from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
-from delt_hpc.launch.script import COMPILED, Script, request_program, requeue_on_request, text
-from delt_hpc.launch.status import Row
+from delt_hpc.launch.script import COMPILED, Script, place_task, request_program, requeue_on_request, text
+from delt_hpc.launch.status import COMMENT, Row
 from delt_hpc.run.folder import check_stamp, differences, stage_folders, stage_identity, write_text
 
 
@@ -34,14 +34,20 @@ class SubmissionError(UserError):
     """The submission is refused, by the checks here or by Slurm."""
 
 
-def missing(request: Request, max_array_size: int) -> list[Job]:
+def missing(request: Request, max_array_size: int, live: Sequence[Row] = ()) -> list[Job]:
     """The jobs for all tasks whose results are not in the run folder.
+
+    Args:
+        live: rows of tasks that jobs work on already; they are left out.
 
     Raises:
         UserError: a requested class range cuts a recovery batch.
     """
     markers = Markers(request.config, request.run, request.classes)
     done = {task for stage in request.config.stages for task in markers.done_tasks(stage)}
+    for row in live:
+        whole = plan.whole(request.config, row.task.stage, request.classes)
+        done |= {task for task in whole if task.overlaps(row.task)}
     return plan.jobs(
         request.config,
         request.profile,
@@ -51,6 +57,22 @@ def missing(request: Request, max_array_size: int) -> list[Job]:
         only=request.only,
         max_array_size=max_array_size,
     )
+
+
+def to_keep(request: Request, rows: Sequence[Row]) -> list[Row]:
+    """The rows of live tasks whose jobs stay as they are; cancels jobs that Slurm will never start.
+
+    A running task whose inputs are missing is not kept: it will fail, and must be submitted again.
+    """
+    dead = [row for row in rows if row.stuck and "DependencyNeverSatisfied" in row.message]
+    if dead:
+        queue.cancel(sorted({row.job.partition("_")[0] for row in dead}))
+    live = [row for row in rows if row.state in status.LIVE and row not in dead]
+    markers = Markers(request.config, request.run, request.classes)
+    waiting = {row.job for row in live if row.state == "pending"}
+    started = {row.job.partition("_")[0] for row in live if row.job not in waiting}
+    doomed = {row.task.stage for row in live if markers.missing_inputs(row.task.stage)}
+    return [row for row in live if row.task.stage not in doomed or row.job.partition("_")[0] not in started]
 
 
 def check_run_folder(request: Request) -> None:
@@ -69,7 +91,9 @@ def check_run_folder(request: Request) -> None:
 
 
 def check_conflicts(request: Request, jobs: Sequence[Job], rows: Sequence[Row], problem: str) -> None:
-    """Refuse tasks that live jobs work on already, and stages whose inputs are neither finished nor submitted.
+    """Refuse what cannot be combined with live tasks, and stages whose inputs are neither finished nor submitted.
+
+    Jobs of Slurm can wait for other jobs of Slurm only, so local processes must end first, and the other way round.
 
     Args:
         rows: the status of the run.
@@ -83,16 +107,14 @@ def check_conflicts(request: Request, jobs: Sequence[Job], rows: Sequence[Row], 
     live = [row for row in rows if row.state in status.LIVE]
     if live:
         _check_same_configuration(request)
-    wanted = [task for job in jobs for task in job.tasks]
-    taken = [row for row in live if any(row.task.overlaps(task) for task in wanted)]
-    if taken:
-        lines = [f"{row.task.name}: {row.executor} {row.job} {row.message or row.state}" for row in taken[:20]]
-        if len(taken) > 20:
-            lines.append(f"... and {len(taken) - 20} more")
+    local = request.cluster == "local"
+    other = [row for row in live if local or row.executor != "slurm"]
+    if other:
+        lines = [f"{row.task.name}: {row.executor} {row.job} {row.message or row.state}" for row in other]
         raise SubmissionError(
-            "live jobs work on it already:\n    " + "\n    ".join(lines),
+            "live jobs work on it already:\n    " + "\n    ".join(lines[:20]),
             where=str(request.run.root),
-            remedy="wait (`delt-hpc status`), `delt-hpc cancel` them, or submit the rest (--stages, --classes)",
+            remedy="wait (`delt-hpc status`), or `delt-hpc cancel` them",
         )
     coming = {job.stage for job in jobs} | {row.task.stage for row in live}
     markers = Markers(request.config, request.run, request.classes)
@@ -135,8 +157,13 @@ def command(python: str, folder: Path) -> str:
     return f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
 
 
-def script(request: Request, job: Job, after: tuple[str, ...]) -> str:
-    """The sbatch script of a job. `after`: ids of the jobs whose results it reads."""
+def script(request: Request, job: Job, after: str, token: str) -> str:
+    """The sbatch script of a job.
+
+    Args:
+        after: the dependency on jobs whose results it reads.
+        token: names the job's pickles, and identifies the job where its id is not known.
+    """
     folder, count = request.folder, len(job.tasks)
     tasks = f"{count} tasks" if count > 1 else "one task"
     contained = request.profile.in_container
@@ -147,13 +174,16 @@ def script(request: Request, job: Job, after: tuple[str, ...]) -> str:
             name=job.name(request.config.name),
             command=command(request.python, folder.work),
             signal="USR2",
+            exclude=tuple(records.nodes_without_gpu(folder)) if request.profile.resources(job.stage).gpus else (),
             output=str(request.run.logs.absolute() / ("%x.%A_%a.out" if count > 1 else "%x.%j.out")),
             workdir=str(Path.cwd()),
             array=count if count > 1 else None,
             parallel=min(job.parallel, count),
             after=after,
             folders=request.shared_folders,
-            before=("export SUBMITIT_EXECUTOR=slurm",),
+            comment=f"{COMMENT}{token}",
+            before=(*place_task(str(folder.work), token), "export SUBMITIT_EXECUTOR=slurm"),
+            notes_signals=True,
             compiled=shlex.quote(str(request.root / COMPILED)),
             after_command=requeue_on_request(str(folder.work)) if contained else (),
         ),
@@ -162,85 +192,123 @@ def script(request: Request, job: Job, after: tuple[str, ...]) -> str:
 
 
 def dry_run(request: Request, jobs: Sequence[Job]) -> list[str]:
-    """The scripts that `to_slurm` would submit, with <stage> in place of the id of a job of that stage."""
-    stages = [job.stage for job in jobs]
-    return [
-        script(request, job, tuple(f"<{s}>" for s in plan.upstream(request.config, job.stage) if s in stages))
-        for job in jobs
-    ]
+    """The scripts that `to_slurm` would submit, with <stage> for the id of its job and TOKEN for a random word."""
+    ids = {job.stage: [f"<{job.stage}>"] for job in jobs}
+    return [script(request, job, _dependency(request, job.stage, ids, {}), "TOKEN") for job in jobs]
 
 
-def to_slurm(request: Request, jobs: Sequence[Job], rows: Sequence[Row], say: Callable[[str], None]) -> None:
-    """Submit the jobs. Each is recorded as soon as it has an id.
+def to_slurm(request: Request, jobs: Sequence[Job], kept: Sequence[Row], say: Callable[[str], None]) -> None:
+    """Submit the jobs, and let kept jobs that wait for results wait for the new jobs too.
 
     Args:
-        rows: the status of the run; later stages wait for its live jobs too.
+        kept: rows of live tasks whose jobs stay (`to_keep`).
 
     Raises:
         SubmissionError: Slurm refuses a job; those before it stay submitted.
     """
+    old: dict[Stage, list[str]] = {}
+    for row in kept:
+        base = row.job.partition("_")[0]
+        if base not in old.setdefault(row.task.stage, []):
+            old[row.task.stage].append(base)
     ids: dict[Stage, list[str]] = {}
-    for row in rows:
-        if row.state in ("running", "pending") and row.executor == "slurm":
-            ids.setdefault(row.task.stage, []).append(row.job.partition("_")[0])
-    for job in jobs:
-        after = tuple(dict.fromkeys(id_ for s in plan.upstream(request.config, job.stage) for id_ in ids.get(s, ())))
-        id_ = _submit(request, job, after)
-        ids.setdefault(job.stage, []).append(id_)
-        say(f"{id_}: {job.name(request.config.name)}, {len(job.tasks)} task{'s' * (len(job.tasks) > 1)}")
+    new: set[Stage] = set()
+    for stage in request.config.stages:
+        if new.intersection(plan.upstream(request.config, stage)):
+            for id_ in old.get(stage, ()):
+                queue.set_dependency(id_, _dependency(request, stage, ids, old))
+                say(f"{id_}: {stage} waits for the new jobs too")
+        for job in (job for job in jobs if job.stage == stage):
+            id_ = _submit(request, job, _dependency(request, stage, ids, old))
+            ids.setdefault(stage, []).append(id_)
+            new.add(stage)
+            say(f"{id_}: {job.name(request.config.name)}, {len(job.tasks)} task{'s' * (len(job.tasks) > 1)}")
 
 
-def _submit(request: Request, job: Job, after: tuple[str, ...]) -> str:
+def _dependency(
+    request: Request, stage: Stage, new: Mapping[Stage, Sequence[str]], old: Mapping[Stage, Sequence[str]]
+) -> str:
+    """Slurm's dependency of a job of the stage on the jobs of the stages whose results it reads.
+
+    Args:
+        new: ids of the jobs that are submitted now, by stage.
+        old: ids of earlier jobs. Of these the end counts, not the success: some of their tasks may have failed already
+            and be among the new jobs.
+    """
+    upstream = plan.upstream(request.config, stage)
+    kinds = ((request.profile.dependency, new), ("afterany", old))
+    found = [(kind, [id_ for earlier in upstream for id_ in ids.get(earlier, ())]) for kind, ids in kinds]
+    return ",".join(":".join([kind, *names]) for kind, names in found if names)
+
+
+def _submit(request: Request, job: Job, after: str) -> str:
     """Submit one job and record it; returns its id."""
-    from submitit.core.utils import DelayedSubmission, JobPaths  # noqa: PLC0415
+    from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
-    folder, profile = request.folder.work, request.profile
-    pickles = [folder / f"{secrets.token_hex(16)}.pkl" for _ in job.tasks]
-    content = script(request, job, after)
+    folder, profile, token = request.folder, request.profile, secrets.token_hex(8)
+    for position, task in enumerate(job.tasks):
+        gpu = profile.resources(job.stage).gpus > 0
+        runner = TaskRunner(str(request.root), task, request.classes, gpu, max(1, profile.signal_seconds // 2))
+        delayed = DelayedSubmission(runner)
+        delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
+        delayed.dump(folder.work / f"{token}-{position}.pkl")
+    content, name = script(request, job, after, token), job.name(request.config.name)
+    write_text(folder.work / f"{token}.sbatch", content)
+    intent = Submission(
+        "slurm",
+        request.cluster,
+        platform.node(),
+        records.now(),
+        "",
+        len(job.tasks) > 1,
+        job.stage,
+        job.tasks,
+        request.classes,
+        name=name,
+        token=token,
+    )
+    path = records.write_submission(folder, intent)
     try:
-        for task, path in zip(job.tasks, pickles, strict=True):
-            runner = TaskRunner(str(request.root), task, request.classes, max(1, profile.signal_seconds // 2))
-            delayed = DelayedSubmission(runner)
-            delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
-            delayed.dump(path)
         id_ = queue.submit(content)
-        for position, path in enumerate(pickles):
-            task_id = f"{id_}_{position}" if len(pickles) > 1 else id_
-            path.rename(JobPaths(folder, task_id).submitted_pickle)
-    except queue.QueueError as error:
+    except queue.QueueRefusedError as error:
+        path.unlink()
         raise SubmissionError(
             f"Slurm refuses the job: {error}", remedy="`delt-hpc doctor` checks the profile on the cluster"
         ) from None
-    finally:
-        for path in pickles:
-            path.unlink(missing_ok=True)
-    records.record_submission(request.folder, "slurm", request.cluster, id_, job.tasks, request.classes)
-    write_text(JobPaths(folder, id_).submission_file, content)
+    records.set_job(path, intent, id_)
     return id_
 
 
 def live_rows(
     rows: Sequence[Row], stages: Sequence[Stage] | None = None, classes: Sequence[ClassRange] = ()
 ) -> list[Row]:
-    """The running and pending tasks of these stages and classes; all without a restriction."""
+    """The live tasks of these stages and classes; all without a restriction."""
     return [
         row
         for row in rows
-        if row.state in ("running", "pending")
+        if row.state in status.LIVE
         and (stages is None or row.task.stage in stages)
         and (not classes or any(row.task.classes and row.task.classes.overlaps(one) for one in classes))
     ]
 
 
+def forget_rows(folder: LaunchFolder, rows: Sequence[Row]) -> list[Row]:
+    """Record that the processes of tasks in the state `unknown` have ended. Returns these tasks."""
+    unknown = [row for row in rows if row.state == "unknown" and row.executor != "slurm"]
+    for row in unknown:
+        records.append_event(folder, row.submitted or row.task, records.new_event("forgotten", row.job, row.restarts))
+    return unknown
+
+
 def cancel_rows(folder: LaunchFolder, rows: Sequence[Row]) -> list[Row]:
-    """Cancel the tasks. Returns those that cannot be cancelled from here: processes of other hosts.
+    """Cancel the tasks. Returns those that cannot be cancelled from here: processes that are not provably theirs.
 
     Cancelling is recorded as an event, because Slurm may forget a task that never started.
 
     Raises:
         QueueError: Slurm does not answer.
     """
-    elsewhere = [row for row in rows if row.executor != "slurm" and row.node and row.node != platform.node()]
+    elsewhere = [row for row in rows if row.executor != "slurm" and not (row.process and row.process.alive())]
     here = [row for row in rows if row not in elsewhere]
     for row in here:
         records.append_event(folder, row.submitted or row.task, records.new_event("cancelled", row.job, row.restarts))
@@ -248,8 +316,8 @@ def cancel_rows(folder: LaunchFolder, rows: Sequence[Row]) -> list[Row]:
     if jobs:
         queue.cancel(list(dict.fromkeys(jobs)))
     for row in here:
-        if row.executor != "slurm":
-            os.kill(int(row.job), signal.SIGTERM)
+        if row.executor != "slurm" and row.process:
+            row.process.send(signal.SIGTERM)
     return elsewhere
 
 

@@ -118,7 +118,7 @@ def toy_config(tmp_path_factory: pytest.TempPathFactory, image_folder: Callable[
 def toy_profile(toy_config: Path) -> Path:
     """The test cluster's own profile, with all classes ranked by one task: an array of one."""
     tree = yaml.safe_load((SCRIPT.parent / "testcluster.yaml").read_text())
-    tree["stages"]["rank"] = {"classes_per_task": len(CLASSES)}
+    tree["stages"] = {"rank": {"classes_per_task": len(CLASSES)}}
     profile = toy_config.with_name("profile.yaml")
     profile.write_text(yaml.safe_dump(tree))
     return profile

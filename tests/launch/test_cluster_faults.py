@@ -1,8 +1,10 @@
 """A run on a real Slurm cluster recovers when its tasks, nodes and daemons are killed or stopped."""
 
+import json
 import os
 import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+# The first task that starts sleeps before Python handles any signal.
+SLOW_START = """
+import pathlib, sys, time
+if "submitit.core._submit" in sys.orig_argv and not pathlib.Path("{started}").exists():
+    pathlib.Path("{started}").touch()
+    time.sleep(20)
+"""
 RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 
 
@@ -23,8 +32,7 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert "toy-recover-00002-00003, 2 tasks" in submitted
     jobs = jobs_of(run)
     run.hold(jobs)
-    refused = run.submit(code=6)
-    assert f"live jobs work on it already:\n    recover-00000-00000: slurm {jobs[0]} RUNNING" in refused
+    assert run.submit().splitlines()[0] == "live jobs work on all that is missing"
 
     with run.following("recover") as followed:
         cluster.send(jobs[0], signal.SIGKILL)
@@ -49,9 +57,8 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
     assert rows[RECOVERY[0]]["message"].startswith("FAILED")
     assert rows[RECOVERY[3]]["message"].startswith("CANCELLED")
     assert [rows[name]["restarts"] for name in RECOVERY] == [0, 1, 1, 0]
-    # What depends on a failed task does not wait for ever: it ends and says what is missing.
-    assert rows["aggregate all"]["state"] == rows["report all"]["state"] == "failed"
-    assert "recover: 00000-00000, 00003-00003" in run.call("logs", run.root, "aggregate")
+    # Slurm cancels what depends on a failed task.
+    assert rows["aggregate all"]["message"] == rows["report all"]["message"] == "CANCELLED"
 
     again = run.submit().splitlines()
     assert [line.partition(": ")[2] for line in again[:-1]] == [
@@ -108,6 +115,60 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     cluster.wait_empty()
     assert set(run.states(code=0).values()) == {"done"}
     assert run.distilled() == expected
+
+
+def test_a_failed_task_is_submitted_again_while_others_run(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
+    run, cluster = selected, selected.cluster
+    run.submit()
+    jobs = jobs_of(run)
+    run.hold(jobs)
+    cluster.send(jobs[0], signal.SIGKILL)
+    cluster.wait_state(jobs[0], "FAILED")
+    again = run.submit()
+    assert "toy-recover-00000-00000, 1 task" in again
+    assert "aggregate waits for the new jobs too" in again
+    assert "toy-aggregate" not in again
+    for job in (jobs[1], jobs[2], jobs[3]):
+        cluster.send(job, signal.SIGCONT)
+    cluster.wait_empty()
+    assert set(run.states(code=0).values()) == {"done"}
+    assert run.distilled() == expected
+
+
+def test_a_task_that_is_preempted_while_python_starts_is_requeued(
+    selected: "LaunchedRun", tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_START.format(started=tmp_path / "started"))
+    path = f"{tmp_path / 'slow'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    run, cluster = selected.with_profile("slow.yaml", environment=variables), selected.cluster
+    run.submit("--stages", "recover", "--classes", "0-0")
+    cluster.wait((tmp_path / "started").exists, "the start of Python")
+    (job,) = (job.id for job in cluster.queue().values() if job.state == "RUNNING")
+    cluster.run("scancel", "--signal=USR2", job)  # as Slurm does before it preempts the job
+    cluster.wait_empty()
+    row = run.tasks(code=5)[RECOVERY[0]]
+    assert (row["state"], row["restarts"]) == ("done", 1)
+    run.submit()
+    cluster.wait_empty()
+    assert run.distilled() == expected
+
+
+def test_a_task_whose_node_has_lost_its_gpu_moves_to_another_node_and_gives_up_after_some(
+    selected: "LaunchedRun",
+) -> None:
+    run, cluster = selected.with_profile("gpu.yaml", gpus=1), selected.cluster
+    auto = ("--set", "machine.device=auto")
+    run.submit("--stages", "recover", "--classes", "0-0", *auto)
+    cluster.wait_empty()
+    row = run.tasks(code=4)[RECOVERY[0]]
+    assert (row["state"], row["restarts"]) == ("failed", 3)
+    assert re.search(r"the job requests a GPU, but torch sees none on n\d", row["message"])
+    events = (run.root / "launch" / "tasks" / "recover-00000-00000.jsonl").read_text().splitlines()
+    nodes = [event["host"] for event in map(json.loads, events) if event["event"] == "lost_gpu"]
+    assert len(nodes) == 4 and len(set(nodes)) >= 3, nodes
+    assert not (run.root / "recover").exists()
 
 
 def jobs_of(run: "LaunchedRun") -> dict[int, str]:

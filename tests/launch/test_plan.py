@@ -34,10 +34,35 @@ def test_ranges_cover_every_class_once_and_cut_no_batch(recipe: str, classes: in
 def test_classes_per_task_follow_the_slots_or_the_profile() -> None:
     given = config(recipe="imagenet-1k-resnet18-ipc50")
     assert block_size(50, given.recover) == 2
-    assert plan.width(given, GPU, "recover", 1000) == 4  # 64 slots, four tasks each
+    assert plan.width(given, GPU, "recover", 1000) == 50  # 25 batches
     assert plan.width(given, GPU, "rank", 1000) == 64  # 16 slots, one task each
     own = profile.parse({"classes_per_task": 5}, "x")
     assert plan.width(given, own, "recover", 1000) == 6
+
+
+@pytest.mark.parametrize(
+    ("classes", "parallel", "batches"),
+    [
+        (1000, 64, 25),  # 500 batches: 20 tasks
+        (1000, 4, 32),  # 16 tasks: four a slot
+        (40, 8, 20),  # 20 batches are fewer than 24
+        (40, 64, 10),  # more slots than batches: two tasks
+        (6, 64, 3),
+    ],
+)
+def test_a_recover_task_has_enough_batches_to_fill_its_pipeline(classes: int, parallel: int, batches: int) -> None:
+    given = config("recover.iterations=4000", "recover.round_iterations=500", recipe="imagenet-1k-resnet18-ipc50")
+    site = profile.parse({"gpus": 1, "parallel": parallel}, "x")
+    assert plan.fill_turns(given, site) == 7
+    assert plan.width(given, site, "recover", classes) == 2 * batches
+    first = next(job for job in plan.jobs(given, site, classes) if job.stage == "recover").tasks[0]
+    assert plan.efficiency(given, site, first) == batches / (batches + 7)
+
+
+def test_without_packing_a_task_need_not_be_wide() -> None:
+    given = config("machine.device=cpu", recipe="imagenet-1k-resnet18-ipc50")
+    assert plan.fill_turns(given, GPU) == 0
+    assert plan.width(given, GPU, "recover", 1000) == 4
 
 
 def test_arrays_hold_as_much_as_the_cluster_allows_and_share_the_slots() -> None:
@@ -59,7 +84,7 @@ def test_only_missing_tasks_without_a_gap_are_joined() -> None:
 
 def test_a_class_range_takes_rank_and_recover_alone_and_cuts_no_batch() -> None:
     given = config("recover.batch_size=6")
-    jobs = plan.jobs(given, GPU, 10, only=[ClassRange(2, 5)])
+    jobs = plan.jobs(given, profile.parse({"classes_per_task": 2}, "x"), 10, only=[ClassRange(2, 5)])
     assert [(job.stage, job.tasks[0].unit, job.tasks[-1].unit) for job in jobs] == [
         ("rank", "00002-00003", "00004-00005"),
         ("recover", "00002-00003", "00004-00005"),

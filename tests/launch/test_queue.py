@@ -86,6 +86,31 @@ def test_squeue() -> None:
     assert set(found) == {"15_0", "15_1", "15_2", "16", "17", "18"}
 
 
+@pytest.mark.parametrize(
+    ("reason", "stuck"),
+    [
+        ("launch failed requeued held", True),
+        ("PartitionTimeLimit", True),
+        ("InvalidAccount", True),
+        ("InvalidQOS", True),
+        ("AccountNotAllowed", True),
+        ("AssocGrpCPUMinutesLimit", True),
+        ("AssocGrpBillingMinutesLimit", True),
+        ("QOSMaxWallDurationPerJobLimit", True),
+        ("AssocMaxCpuPerJobLimit", True),
+        ("QOSMaxGRESPerJob", True),
+        ("AssocGrpCPURunMinutesLimit", False),  # until running jobs end
+        ("AssocGrpCpuLimit", False),
+        ("QOSMaxJobsPerUserLimit", False),
+        ("Priority", False),
+        ("Resources", False),
+        ("Dependency", False),
+    ],
+)
+def test_reasons_that_never_resolve_have_a_remedy(reason: str, stuck: bool) -> None:
+    assert bool(Entry("1", "PENDING", reason=reason).remedy) == stuck
+
+
 def test_sacct() -> None:
     text = "\n".join(
         [
@@ -111,6 +136,29 @@ def test_sacct() -> None:
 def test_settings() -> None:
     text = "Configuration data as of now\nMaxArraySize            = 1001\nSlurmctldParameters     = a=1,b\n"
     assert queue.parse_settings(text) == {"MaxArraySize": "1001", "SlurmctldParameters": "a=1,b"}
+
+
+def test_slurm_is_asked_once_for_all_jobs_and_not_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def call(*command: str) -> str:
+        asked.append(command)
+        return "15_0|RUNNING|n1|0:01|None\n15_1|RUNNING|n1|0:01|None\n16|PENDING||0:00|Priority\n"
+
+    monkeypatch.setattr(queue, "call", call)
+    ask = queue.PatientQueue()
+    for _ in range(100):
+        assert set(ask(["15_0", "15_1", "16"])) == {"15_0", "15_1", "16"}
+    assert [command[-3] for command in asked] == ["15,16"]
+    assert "-u" not in asked[0]
+
+
+def test_the_only_job_may_be_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*command: str) -> str:
+        raise queue.QueueRefusedError("squeue: slurm_load_jobs error: Invalid job id specified")
+
+    monkeypatch.setattr(queue, "call", call)
+    assert queue.known(["15"]) == {}
 
 
 def test_missing_and_failing_commands() -> None:

@@ -16,6 +16,7 @@ from delt_hpc.launch.script import (
     COMPILED,
     Script,
     interpreter,
+    place_task,
     request_program,
     requeue_on_request,
     stage_script,
@@ -61,9 +62,11 @@ def example(site: Profile, stage: Stage, elements: int | None) -> str:
             workdir=workdir,
             array=elements,
             parallel=min(elements or 1, site.resources(stage).parallel),
-            after=("12", "15") if elements else (),
+            after="afterok:12:15" if elements else "",
             folders=folders,
-            before=("export SUBMITIT_EXECUTOR=slurm",),
+            comment="delt-hpc:TOKEN",
+            before=(*place_task(f"{root}/launch/work", "TOKEN"), "export SUBMITIT_EXECUTOR=slurm"),
+            notes_signals=True,
             compiled=f"'{root}/{COMPILED}'",
             after_command=requeue_on_request(f"{root}/launch/work") if site.in_container else (),
         ),
@@ -129,6 +132,23 @@ def sbatch(tmp_path: Path) -> Sbatch:
         return subprocess.run(command, env=given | environment, capture_output=True, text=True, check=False)
 
     return run
+
+
+@pytest.mark.parametrize("name", ["USR2", "TERM"])
+def test_a_signal_before_python_handles_it_is_noted_and_does_not_end_the_task(
+    sbatch: Sbatch, tmp_path: Path, name: str
+) -> None:
+    command = tmp_path / "command"
+    command.write_text(
+        f'#!/bin/sh\nuntil [ -s "$DELT_EARLY_SIGNALS" ]; do kill -{name} $$ $PPID; sleep 0.1; done\n'
+        'head -n 1 "$DELT_EARLY_SIGNALS"; exit 5\n'
+    )
+    command.chmod(0o755)
+    script = tmp_path / "job.sbatch"
+    job = Script("select", (), "job", str(command), "USR2", "job.out", notes_signals=True)
+    script.write_text(text(job, profile.parse({}, "x")))
+    done = sbatch(script, srun='while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"', SLURM_CPUS_PER_TASK="1")
+    assert (done.returncode, done.stdout) == (5, f"{name}\n"), done.stderr
 
 
 @pytest.mark.parametrize(("element", "wanted"), [("0", "0-3"), ("2", "8-9")])

@@ -1,8 +1,10 @@
 """What a run folder, records and Slurm's words say together."""
 
+import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +13,10 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
-from delt_hpc.launch import records, show, status
+from delt_hpc.launch import queue, records, show, status, submit
 from delt_hpc.launch.markers import Markers, class_count
 from delt_hpc.launch.plan import Task, whole
+from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.queue import Entry
 from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.status import Row
@@ -22,6 +25,7 @@ from delt_hpc.training.trial import trials
 
 CONFIG = load_config("digits", ["recover.batch_size=6", "evaluate.seeds=[1]"])  # two classes a batch
 CLASSES = 10
+HELD = Entry("7", "PENDING", reason="JobHoldMaxRequeue").remedy
 
 Submitted = Callable[..., Submission]
 
@@ -35,8 +39,26 @@ def run(tmp_path: Path) -> RunFolder:
 def submitted(run: RunFolder) -> Submitted:
     """Puts a submission of this host on record."""
 
-    def put(*tasks: Task, job: str = "0", executor: str = "local", host: str = platform.node()) -> Submission:
-        entry = Submission(executor, executor, host, records.now(), job, len(tasks) > 1, tasks[0].stage, tasks, CLASSES)
+    def put(
+        *tasks: Task, job: str = "0", executor: str = "local", host: str = platform.node(), time: str = ""
+    ) -> Submission:
+        process = ProcessIdentity.of(int(job)) if executor == "local" else None
+        if process is None and host == platform.node() and executor == "local":
+            process = replace(ProcessIdentity.of(os.getpid()), pid=int(job))  # it has ended
+        if host != platform.node():
+            process = ProcessIdentity(int(job), "another boot", "pid:[1]", 1)
+        entry = Submission(
+            executor,
+            executor,
+            host,
+            time or records.now(),
+            job,
+            len(tasks) > 1,
+            tasks[0].stage,
+            tasks,
+            CLASSES,
+            process,
+        )
         records.write_submission(LaunchFolder(run), entry)
         return entry
 
@@ -89,6 +111,12 @@ def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFol
     assert show.summary(rows) == f"{len(rows)} done"
 
 
+def test_a_report_is_not_current_while_something_that_it_shows_is_missing(run: RunFolder) -> None:
+    for folder in (run.distilled, run.report):
+        mark_done(folder)
+    assert not Markers(CONFIG, run, CLASSES).finished("report")
+
+
 def test_markers_count_more_than_events(run: RunFolder, submitted: Submitted) -> None:
     task = Task("select")
     entry = submitted(task)
@@ -121,17 +149,68 @@ def test_a_task_that_reported_an_error_has_failed(run: RunFolder, submitted: Sub
 
 
 def test_a_live_process_is_running_and_one_of_another_host_unknown(run: RunFolder, submitted: Submitted) -> None:
-    lives = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()", "submitit.local._local"], stdin=-1)
+    lives = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1)
     try:
-        submitted(Task("select"), job=str(lives.pid))
+        here = submitted(Task("select"), job=str(lives.pid))
         assert row(run, Task("select")).state == "running"
+        # Another process with the same number, later or on another machine.
+        assert here.process
+        later, elsewhere = replace(here.process, started=0), replace(here.process, boot="another")
+        records.write_submission(LaunchFolder(run), replace(here, process=later))
+        assert row(run, Task("select")).state == "lost"
+        records.write_submission(LaunchFolder(run), replace(here, process=elsewhere, host="other"))
+        records.append_event(LaunchFolder(run), Task("select"), records.new_event("started", here.job, 0))
+        found = row(run, Task("select"))
+        assert (found.state, found.message.startswith("a process on other; last sign of life")) == ("unknown", True)
+        rows, problem = status.read(CONFIG, run, CLASSES)
+        assert status.exit_code(rows, problem) == status.NO_ANSWER
+        assert submit.cancel_rows(LaunchFolder(run), [found]) == [found]
+        assert lives.poll() is None
+        assert submit.forget_rows(LaunchFolder(run), rows) == [found]
+        assert (row(run, Task("select")).state, row(run, Task("select")).message) == ("failed", "forgotten")
     finally:
         lives.communicate(b"")
-    assert row(run, Task("select")).state == "lost"
-    submitted(Task("select"), job="1", host="elsewhere")
-    assert row(run, Task("select")).state == "unknown"
-    rows, problem = status.read(CONFIG, run, CLASSES)
-    assert status.exit_code(rows, problem) == status.NO_ANSWER
+
+
+def test_a_process_elsewhere_without_a_sign_of_life_is_lost(run: RunFolder, submitted: Submitted) -> None:
+    task, folder = Task("select"), LaunchFolder(run)
+    here = submitted(task, job="1", host="other", time="2020-01-01T00:00:00+00:00")
+    records.append_event(folder, task, records.new_event("started", here.job, 0))
+    assert row(run, task).state == "unknown"
+    past = time.time() - status.LOST_AFTER_SECONDS - 1
+    os.utime(folder.tasks / "select-all.jsonl", (past, past))
+    assert row(run, task).state == "lost"
+
+
+def test_a_working_process_shows_that_it_is_alive(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, folder = Task("select"), LaunchFolder(run)
+    monkeypatch.setattr(records, "HEARTBEAT_SECONDS", 0.01)
+    records.append_event(folder, task, records.new_event("started", "1", 0))
+    path = folder.tasks / "select-all.jsonl"
+    os.utime(path, (1e9, 1e9))
+    with records.heartbeat(folder, task):
+        while path.stat().st_mtime == 1e9:
+            time.sleep(0.01)
+
+
+def test_the_job_of_an_interrupted_submission_is_found_by_its_comment(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, folder = Task("select"), LaunchFolder(run)
+    intent = Submission(
+        "slurm", "x", "h", records.now(), "", False, "select", (task,), CLASSES, name="digits-select", token="abc"
+    )
+    path = records.write_submission(folder, intent)
+    answers = {"%F|%k": "16|other\n"}
+    monkeypatch.setattr(queue, "call", lambda *command: answers.get(command[-1], ""))
+    assert row(run, task).state == "missing"
+    answers["%F|%k"] = "16|other\n17|delt-hpc:abc\n"
+    answers[queue._SQUEUE_FORMAT] = "17|PENDING||0:00|Priority"
+    assert (row(run, task).state, row(run, task).job) == ("pending", "17")
+    records.set_job(path, replace(intent, time="2020-01-01T00:00:00+00:00"), "")
+    answers["%F|%k"] = ""
+    assert row(run, task).state == "missing"
+    assert not path.exists()
 
 
 def test_a_later_submission_takes_over_its_part(run: RunFolder, submitted: Submitted) -> None:
@@ -163,7 +242,7 @@ def state_of(entry: Entry | None, *kinds: str) -> tuple[str, str]:
     """State and message of a Slurm task with these events."""
     submission = Submission("slurm", "x", "host", records.now(), "7", False, "select", (Task("select"),), CLASSES)
     events = [records.new_event(kind, "7", 0, "why" if kind == "failed" else "") for kind in kinds]
-    return status._state(status._Owner(submission, 0), entry, events, "")
+    return status._state(LaunchFolder(RunFolder(Path("nowhere"))), status._Owner(submission, 0), entry, events, "")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +251,12 @@ def state_of(entry: Entry | None, *kinds: str) -> tuple[str, str]:
         (Entry("7", "PENDING", "", "Priority"), (), "pending", "PENDING (Priority)"),
         (Entry("7", "RUNNING", "n1"), ("started",), "running", "RUNNING"),
         (Entry("7", "COMPLETING", "n1"), ("started", "stopped"), "running", "COMPLETING"),
-        (Entry("7", "REQUEUE_HOLD", "", "JobHoldMaxRequeue"), (), "pending", "REQUEUE_HOLD (JobHoldMaxRequeue)"),
+        (
+            Entry("7", "REQUEUE_HOLD", "", "JobHoldMaxRequeue"),
+            (),
+            "pending",
+            f"REQUEUE_HOLD (JobHoldMaxRequeue): {HELD}",
+        ),
         (Entry("7", "FAILED"), ("started", "failed"), "failed", "FAILED: why"),
         (Entry("7", "NODE_FAIL"), ("started",), "failed", "NODE_FAIL"),
         (Entry("7", "CANCELLED"), ("started", "stopped"), "failed", "CANCELLED: stopped; resumes when started again"),
@@ -215,6 +299,14 @@ def test_a_held_job_counts_as_failed() -> None:
     waiting = Row(Task("select"), "pending")
     assert status.exit_code([waiting]) == status.UNFINISHED
     assert status.exit_code([replace(waiting, stuck=True)]) == status.FAILED
+
+
+def test_watching_ends_when_nothing_can_change_by_itself() -> None:
+    held = Row(Task("select"), "pending", "PENDING (JobHeldUser)", stuck=True)
+    behind = Row(Task("report"), "pending", "PENDING (Dependency)")
+    assert status.may_change([behind])
+    assert not status.may_change([held, behind])
+    assert status.may_change([held, behind, Row(Task("rank"), "running")])
 
 
 def test_what_is_missing_before_a_stage_is_named(run: RunFolder) -> None:
