@@ -39,7 +39,7 @@ def choose_segments(
     if recover.segments != "auto":
         return recover.segments
     on_cpu = device.type == "cpu"
-    if on_cpu and (recover.deterministic or not recover.compile):
+    if on_cpu and (recover.deterministic or recover.compile is not True):
         return 1
     if recover.deterministic:
         return recover.rounds
