@@ -29,7 +29,7 @@ def test_every_option_has_a_row_and_a_meaning() -> None:
         "| `root`* | path or null | `null` | folder of the data set; default: data/\\<name> |",
         "| `mean` | list of number or `measure` or null | `null` |",
         "| `betas` | list of 2: number >= 0 and \\< 1 | `[0.5, 0.9]` |",
-        "| `segments`* | integer >= 1 or `auto` | `auto` |",
+        "| `segments`* | integer >= 1 and \\<= 1e+06 or `auto` | `auto` |",
         "| `compile`* | true or false or `auto` | `auto` |",
         "| `init` | `selected` or `noise` | `selected` |",
     ],
