@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
@@ -12,6 +13,7 @@ from delt_hpc.recovery.scheduler import Capacity, PackingPlan
 from delt_kernels.teacher.fused import FusedTeacher
 
 MAX_LANES = 8  # a pass of more batches takes longer but is no more efficient
+CPU_BYTES = 8 * 2**30  # limit of a pass on a CPU, whatever memory is free: a process cannot see what its job may use
 RESERVE = 0.1  # share of the free memory that is left for fragmentation and library workspaces
 
 
@@ -26,8 +28,9 @@ def choose_segments(
 ) -> int:
     """The number of batches in a pass: `recover.segments`, or as many as fit.
 
-    On a CPU one, because packing gains nothing there. With `deterministic` one for each round, because the number must
-    not depend on the memory that happens to be free.
+    On a CPU at most one for each round if the network is compiled, and one otherwise, because packing gains nothing
+    then. With `deterministic` one for each round on a GPU and one on a CPU, because the number must not depend on the
+    memory that happens to be free.
 
     Args:
         all_batches: those of the whole run.
@@ -35,12 +38,16 @@ def choose_segments(
     """
     if recover.segments != "auto":
         return recover.segments
-    if device.type == "cpu":
-        return recover.rounds if recover.compile is True and not recover.deterministic else 1
+    on_cpu = device.type == "cpu"
+    if on_cpu and (recover.deterministic or recover.compile is not True):
+        return 1
     if recover.deterministic:
         return recover.rounds
     images = max(len(batch.entries) for batch in all_batches)
-    pass_bytes_per_image = measure_bytes_per_image(network, numeric_format, spec, images, device)
+    if on_cpu:
+        pass_bytes_per_image: float = saved_bytes_per_image(network, numeric_format, spec)
+    else:
+        pass_bytes_per_image = measure_bytes_per_image(network, numeric_format, spec, images, device)
     state_bytes_per_image = 3 * 4 * 3 * spec.size**2  # the image and two moments, float32, 3 channels
 
     def bytes_needed(segments: int) -> float:
@@ -49,6 +56,8 @@ def choose_segments(
         # Twice: a new shape runs without a graph first, while the graphs of smaller shapes still hold their memory.
         return 2 * capacity.images * pass_bytes_per_image + packing.segments * capacity.slot * state_bytes_per_image
 
+    if on_cpu:
+        return largest_that_fits(bytes_needed, CPU_BYTES, recover.rounds)
     available = (1 - RESERVE) * torch.cuda.mem_get_info(device)[0]
     return largest_that_fits(bytes_needed, available, min(batch_count, MAX_LANES * recover.rounds))
 
@@ -56,6 +65,22 @@ def choose_segments(
 def largest_that_fits(bytes_needed: Callable[[int], float], available: float, limit: int) -> int:
     """The largest count that fits, at least 1 and at most the limit."""
     return next((count for count in range(limit, 1, -1) if bytes_needed(count) <= available), 1)
+
+
+def saved_bytes_per_image(network: FusedTeacher, numeric_format: NumericFormat, spec: DatasetSpec) -> int:
+    """Memory on the CPU for what the forward pass saves for the backward pass, without compilation."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
+    image = torch.zeros(1, 3, spec.size, spec.size, dtype=numeric_format.network_dtype, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = network(image, torch.tensor([0, 1], dtype=torch.int32))
+    del outputs
+    return sum(size for pointer, size in saved.items() if pointer not in weights)
 
 
 def measure_bytes_per_image(

@@ -49,7 +49,7 @@ def test_the_estimate_counts_image_iterations_and_passes() -> None:
 def test_a_demo_is_not_compiled_and_a_long_run_is() -> None:
     teacher = small_teacher()
     demo = recover_of()
-    long = recover_of(iterations=4_000_000, round_iterations=500_000)
+    long = recover_of(iterations=1_000_000, round_iterations=125_000)
     for recover, worthwhile in ((demo, False), (long, True)):
         batches = plan(CLASSES, IPC, recover)
         estimate = estimate_compilation(teacher, recover, batches, len(batches), SIZE, CPU)

@@ -6,6 +6,7 @@ from torch import nn
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.recovery import memory
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.memory import choose_segments, largest_that_fits
 from delt_hpc.recovery.precision import NumericFormat
@@ -15,13 +16,13 @@ SPEC = DatasetSpec("toy", 4, 8, 8, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "con
 
 
 def chosen(recover: Recover, device: str) -> int:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    teacher = network.to(device).eval().requires_grad_(False)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    teacher = plain.to(device).eval().requires_grad_(False)
     all_batches = plan(40, 5, recover)
     on = torch.device(device)
-    return choose_segments(
-        recover, FusedTeacher(teacher), NumericFormat.of(recover, on), SPEC, all_batches, len(all_batches), on
-    )
+    numeric_format = NumericFormat.of(recover, on)
+    network = FusedTeacher(teacher, dtype=numeric_format.network_dtype)
+    return choose_segments(recover, network, numeric_format, SPEC, all_batches, len(all_batches), on)
 
 
 def test_the_largest_number_that_fits_is_chosen() -> None:
@@ -41,6 +42,11 @@ def test_a_given_number_is_used_and_auto_on_a_cpu_is_one() -> None:
 def test_a_cpu_packs_one_batch_for_each_round_only_if_compiled() -> None:
     assert chosen(Recover(compile=True), "cpu") == Recover().rounds
     assert chosen(Recover(compile=True, deterministic=True), "cpu") == 1
+
+
+def test_a_pass_on_a_cpu_stays_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CPU_BYTES", 2**17)
+    assert 1 < chosen(Recover(compile=True, batch_size=10), "cpu") < Recover().rounds
 
 
 @pytest.mark.gpu
