@@ -62,8 +62,9 @@ def text(table: pd.DataFrame) -> str:
     first = table.iloc[0]
     networks = first["network"] if first["network"] == first["teacher"] else f"{first['network']}, {first['teacher']}"
     lines = [f"{first['stage']}, {networks}, {first['size']} px, batches of {first['batch_size']}"]
+    kept = bool(table["keep_memory"].any())
     for row in table.to_dict("records"):
-        name = f"  {row['settings']} {row['precision']}" + ("" if row["keep_memory"] else ", memory not kept")
+        name = f"  {row['settings']} {row['precision']}" + ", memory not kept" * (kept and not bool(row["keep_memory"]))
         if isinstance(row["failure"], str):
             lines.append(f"{name}: {row['failure']}")
             continue
@@ -121,15 +122,15 @@ class _Row:
                 if self._enter
                 else start(self._case, self._settings)
             )
-            self._facts = {"error": self._workload.error()}
+            self._facts["batch_size"] = self._workload.batch_size
+            self._facts["precision"] = str(self._workload.dtype).removeprefix("torch.")
+            self._facts["error"] = self._workload.error()
             self._workload.block(1)
             self._facts["start_s"] = timer() - began
             self._steps = max(1, round(seconds / self._workload.block(1).seconds))
         except Exception as error:  # whatever fails in one row, the others can still be measured
-            self._facts = {"failure": f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE_LENGTH]}
+            self._facts["failure"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE_LENGTH]
             return
-        self._facts["batch_size"] = self._workload.batch_size
-        self._facts["precision"] = str(self._workload.dtype).removeprefix("torch.")
         if device.type == "cuda":
             self._facts["peak_gib"] = (torch.cuda.max_memory_allocated(device) - resident) / 2**30
 
