@@ -31,6 +31,14 @@ def test_floors_at_stated_speeds(device: str, ms: float) -> None:
     assert needed.bytes(100, 2) / 1e9 == pytest.approx(4.45, abs=0.005)
 
 
+@pytest.mark.parametrize(("device", "student", "teacher"), [("H100", 1.01, 0.36), ("H200", 0.85, 0.30)])
+def test_floors_of_evaluation(device: str, student: float, teacher: float) -> None:
+    """As docs/benchmarks/README.md has them."""
+    needed = work(build("resnet18", 1000, 224).eval(), 224)
+    assert 1000 * needed.training_seconds(50, 2, STATED[device]) == pytest.approx(student, abs=0.005)
+    assert 1000 * needed.inference_seconds(50, 2, STATED[device]) == pytest.approx(teacher, abs=0.005)
+
+
 def test_a_chain_by_hand() -> None:
     """4 x 4 pixels, 2 channels, pooled to 2 x 2, 5 classes."""
     network = nn.Sequential(
