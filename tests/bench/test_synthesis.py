@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
 from delt_hpc.bench import peaks, timing
@@ -147,7 +146,7 @@ def test_one_row_for_each_variant_and_precision(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a CPU")
-def test_the_command_writes_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_synthesis(variants="reference,triton", ipc=2, batch_size=4, rounds=2, repeats=1, profile=True, out=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("convnet3 float32 reference: 1.00 x reference, ")
@@ -155,8 +154,6 @@ def test_the_command_writes_table_and_plot(tmp_path: Path, capsys: pytest.Captur
     read = pd.read_csv(tmp_path / "synthesis.csv")
     assert read["ms"].notna().tolist() == [True, False]
     assert "convolution" in (tmp_path / "profile-convnet3-float32-reference.txt").read_text()
-    with Image.open(tmp_path / "synthesis-convnet3.png") as plot:
-        assert plot.format == "PNG"
 
 
 @pytest.mark.usefixtures("quick")
