@@ -225,7 +225,7 @@ def _execute(
 
     try:
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
-        with stop.on_sigterm():
+        with stop.on_signal():
             pipeline.run_stages(context, stages or config.stages, wanted, only)
     except OSError as error:
         if error.errno not in _DISK:
@@ -235,9 +235,9 @@ def _execute(
     except KeyboardInterrupt:  # typer would not pass it on to `main`
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None
-    except stop.Interrupted:
+    except stop.Interrupted as interrupted:
         typer.echo("stopped on request; the same command resumes", err=True)
-        raise typer.Exit(stop.EXIT_CODE) from None
+        raise typer.Exit(interrupted.exit_code) from None
     _conclude(config, root, stages or config.stages)
 
 

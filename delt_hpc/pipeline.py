@@ -11,6 +11,7 @@ from delt_hpc.data import loader
 from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
 from delt_hpc.models import registry, weights
+from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, write_text
 from delt_hpc.run.progress import Reporter
 from delt_hpc.stages.aggregate import aggregate
@@ -59,10 +60,14 @@ def run_stages(
     Args:
         classes: the range that rank and recover work on; the other stages always work on all classes.
         trial: the only trial that evaluate works on; all trials unless given.
+
+    Raises:
+        Interrupted: a stop was requested; see `run.stop`.
     """
     for stage in STAGES:
         if stage not in stages:
             continue
+        stop.check()
         if stage == "squeeze":
             squeeze(context)
         elif stage == "rank":

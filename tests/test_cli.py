@@ -198,7 +198,7 @@ def test_ctrl_c_says_how_to_go_on(image_folder: Callable[..., Path], tmp_path: P
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "stopped; the same command resumes"
+    assert err.splitlines()[-1] == "stopped on request; the same command resumes"
     assert "Traceback" not in err
 
 

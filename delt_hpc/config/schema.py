@@ -125,17 +125,20 @@ class Recover(Section):
         "packed: many batches per pass, fast; reference: one batch at a time, simple, the packed engine's oracle",
     )
     precision: RecoverPrecision = value(
-        "auto", "precision of the network (images stay in float32); auto: bfloat16 on a GPU, float32 on a CPU"
+        "auto",
+        "precision of the network (images stay in float32); auto: bfloat16 where the device has it, else float32",
     )
     loss_scale: Rate = free(1024.0, "loss scaling factor under float16, against gradient underflow")
     deterministic: bool = value(False, "bit-identical images on a GPU for any number of tasks and restarts (slower)")
     segments: Positive | Literal["auto"] = free(
-        "auto", "batches per pass; auto: as many as fit in the GPU's memory, one on a CPU"
+        "auto", "batches per pass; auto: as many as fit in the GPU's memory; on a CPU one for each round, or one"
     )
     kernels: Literal["auto", "triton", "torch"] = free(
         "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"
     )
-    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU only")
+    compile: bool | Literal["auto"] = free(
+        "auto", "use torch.compile; auto: on a GPU, and on a CPU if the work is worth the time to compile"
+    )
     graphs: bool | Literal["auto"] = free(
         "auto", "CUDA graphs; auto: on a GPU, and without them if recording fails; true: a failure is an error"
     )
@@ -175,10 +178,6 @@ class Recover(Section):
     def rounds(self) -> int:
         """Number of rounds, M = T / RI."""
         return self.iterations // self.round_length
-
-    def compiles_on(self, device: str) -> bool:
-        """Whether the network is compiled on a device of that type (`cuda`, `cpu`)."""
-        return device == "cuda" if self.compile == "auto" else self.compile
 
 
 class Evaluate(Section):
@@ -270,6 +269,9 @@ _DEPENDS: dict[Stage, tuple[str, ...]] = {
     "report": ("data", "teacher", "squeeze", "rank", "select", "recover", "evaluate"),
 }
 
+# Free options of recovery that change the last bits of images, which `recover.deterministic` promises not to do.
+_FIXED_BY_DETERMINISTIC = ("segments", "kernels", "compile")
+
 
 def identity(config: Config, stage: Stage) -> dict[str, Any]:
     """The options that a stage's results depend on, as a flat dict: {'seed': 0, 'data.name': 'digits', ...}."""
@@ -279,7 +281,10 @@ def identity(config: Config, stage: Stage) -> dict[str, Any]:
             continue
         section: Section = getattr(config, key)
         plain = section.model_dump(mode="json")
+        fixed = _FIXED_BY_DETERMINISTIC if key == "recover" and config.recover.deterministic else ()
         flat |= {
-            f"{key}.{name}": plain[name] for name, field in type(section).model_fields.items() if not is_free(field)
+            f"{key}.{name}": plain[name]
+            for name, field in type(section).model_fields.items()
+            if not is_free(field) or name in fixed
         }
     return flat

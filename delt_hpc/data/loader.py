@@ -4,7 +4,7 @@
 the reference by at most 1/255. The backend is recorded with every result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -158,18 +158,20 @@ class TrainingSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "bad", BadFiles(self.loader_config.on_bad))
 
-    def batches(self, first: int, last: int) -> Iterator[TrainingBatch]:
+    def batches(self, first: int, last: int, first_step: int = 0) -> Generator[TrainingBatch]:
         """The batches of epochs first..last-1, in one stream: loading does not pause between epochs.
 
-        How an epoch is divided into batches is described at `epochs.shuffled_batches`.
+        The first epoch begins at its batch `first_step`. Close the generator to end worker processes. How an epoch is
+        divided into batches is described at `epochs.shuffled_batches`.
         """
         loader_config = self.loader_config
-        batches: Iterator[TrainingBatch] = _module(loader_config, training=True).training_batches(
+        batches: Generator[TrainingBatch] = _module(loader_config, training=True).training_batches(
             self.index,
             self.positions,
             self.spec,
             self.batch_size,
             range(first, last),
+            first_step,
             augmentation=self.augmentation,
             key=self.key,
             device=loader_config.device,

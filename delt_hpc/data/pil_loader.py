@@ -1,6 +1,10 @@
 """The reference loader: PIL and torchvision, in this process or in worker processes. It works without DALI."""
 
-from collections.abc import Callable, Iterable, Iterator
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from delt_hpc.data.bad_files import BadFile, BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
-from delt_hpc.data.epochs import TrainingBatch, shuffled_batches
+from delt_hpc.data.epochs import TrainingBatch, requested_batches
 from delt_hpc.data.index import Index
 from delt_hpc.data.transforms import Augmentation, BadImageError, Pixels, decode, evaluation, normalise, training
 from delt_hpc.keyed_random import Key, uniforms
@@ -22,7 +26,18 @@ _MIN_IMAGES_FOR_WORKERS = 4096
 # PIL stores an RGB pixel in four bytes.
 _PIL_BYTES = 4
 
-Item = tuple[int, int]  # epoch, position
+# Signals that ask the run to stop. The main process obeys them, after it has saved its state.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+class Item(NamedTuple):
+    """An image to be loaded; of training images also the epoch and the number of its batch in the epoch."""
+
+    position: int
+    epoch: int = 0
+    step: int = 0
+
+
 Transform = Callable[[Image.Image, Item], Pixels]
 
 
@@ -54,11 +69,11 @@ def evaluation_batches(
     """See `delt_hpc.data.loader.evaluation_batches`. `threads` worker processes load if there are many images."""
     source = _ImageDataset(index, partial(_evaluate, evaluation(spec)))
     batches = (
-        [(0, position) for position in positions[start : start + batch_size].tolist()]
+        [Item(position) for position in positions[start : start + batch_size].tolist()]
         for start in range(0, len(positions), batch_size)
     )
     for items, pixels in _load(source, batches, _workers(threads, len(positions)), device, bad):
-        yield normalise(pixels, spec), np.asarray([position for _, position in items])
+        yield normalise(pixels, spec), np.asarray([item.position for item in items])
 
 
 def training_batches(
@@ -67,6 +82,7 @@ def training_batches(
     spec: DatasetSpec,
     batch_size: int,
     epochs: range,
+    first_step: int = 0,
     *,
     augmentation: Augmentation,
     key: tuple[Key, ...],
@@ -74,18 +90,18 @@ def training_batches(
     threads: int,
     bad: BadFiles,
     cache_mib: int = 0,
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch]:
     """See `delt_hpc.data.loader.TrainingSet.batches`. Decoded images are cached if there are no worker processes."""
     workers = _workers(threads, len(positions))
     transform = partial(_augment, training(spec, augmentation), key)
     source = _ImageDataset(index, transform, cache_bytes=0 if workers else cache_mib * 2**20)
     batches = (
-        [(epoch, position) for position in batch.tolist()]
-        for epoch in epochs
-        for batch in shuffled_batches(positions, batch_size, *key, "order", epoch)
+        [Item(position, epoch, step) for position in batch.tolist()]
+        for epoch, step, batch in requested_batches(positions, batch_size, epochs, first_step, *key)
     )
     for items, pixels in _load(source, batches, workers, device, bad):
-        yield TrainingBatch(items[0][0], normalise(pixels, spec), np.asarray([position for _, position in items]))
+        _, epoch, step = items[0]
+        yield TrainingBatch(epoch, step, normalise(pixels, spec), np.asarray([item.position for item in items]))
 
 
 # Module-level functions rather than closures, because they are pickled for worker processes.
@@ -96,7 +112,7 @@ def _evaluate(transform: Callable[[Image.Image], Pixels], image: Image.Image, _:
 def _augment(
     transform: Callable[[Image.Image, Iterator[float]], Pixels], key: tuple[Key, ...], image: Image.Image, item: Item
 ) -> Pixels:
-    return transform(image, uniforms(*key, "augment", *item))
+    return transform(image, uniforms(*key, "augment", item.epoch, item.position))
 
 
 class _ImageDataset(Dataset[Sample]):
@@ -110,7 +126,7 @@ class _ImageDataset(Dataset[Sample]):
         self._cache: dict[int, Image.Image] = {}
 
     def __getitem__(self, item: Item) -> Sample:
-        position = item[1]
+        position = item.position
         path = self.index.paths[position]
         try:
             return Sample(item, self._transform(self._image(position), item))
@@ -148,11 +164,37 @@ def _load(
         pin_memory=device.type == "cuda",
         # Otherwise the loader would draw a base seed for its workers from torch's global generator.
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_ignore_stop_signals,
     )
-    for items, pixels, unreadable in loader:
+    with _stop_signals_blocked():  # a new worker inherits this, until it ignores them
+        loaded = iter(loader)
+    for items, pixels, unreadable in loaded:
         bad.report(source.index.root, unreadable)
         if pixels is not None:
             yield items, pixels.to(device, non_blocking=True)
+
+
+def _ignore_stop_signals(_: int) -> None:
+    """A signal to the whole process group must not end the workers, which the main process needs until it stops."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """End the workers that are left at exit; multiprocessing would send them SIGTERM, which they ignore, and wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _workers(configured: int, images: int) -> int:

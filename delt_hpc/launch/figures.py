@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from delt_hpc.config.load import load_config
-from delt_hpc.config.schema import Config, Stage
+from delt_hpc.config.schema import Config, Recover, Stage
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError
 from delt_hpc.launch.profile import Profile
@@ -123,19 +123,17 @@ def _settings(config: Config, stage: Stage) -> str:
 
 def _recovery(config: Config, rows: Sequence[Row], place: Path, *, gpu: bool) -> Rate:
     """From synthesis.csv: the engine and the precision that the configuration runs on such a device."""
-    recover, network, size = config.recover, config.teacher.model, _size(config)
-    backend = recover.kernels if recover.kernels != "auto" else ("triton" if gpu else "torch")
-    compiled = recover.compiles_on("cuda" if gpu else "cpu")
-    packed = gpu if recover.segments == "auto" else recover.segments > 1
-    variant = backend + "-compiled" * compiled + "-packed" * packed
-    precision = recover.precision if recover.precision != "auto" else ("bfloat16" if gpu else "float32")
-    if recover.engine == "reference":
-        variant, precision = "reference", "float32"
+    network, size = config.teacher.model, _size(config)
+    engines = _engines(config.recover, gpu=gpu)
+    for variant, precision in engines:
+        for row in rows:
+            if _on_gpu(row) == gpu and row["image_iterations_per_s"] and _key(row) == (
+                network, str(size), variant, precision
+            ):  # fmt: skip
+                what = f"{variant}, {precision}, IPC {row['ipc']}, batch {row['batch_size']}"
+                return _rate(row, "image_iterations_per_s", f"{place}: {what}")
+    variant, precision = engines[0]
     key = (network, str(size), variant, precision)
-    for row in rows:
-        if _on_gpu(row) == gpu and row["image_iterations_per_s"] and key == _key(row):
-            what = f"{variant}, {precision}, IPC {row['ipc']}, batch {row['batch_size']}"
-            return _rate(row, "image_iterations_per_s", f"{place}: {what}")
     timed = [row for row in rows if row["image_iterations_per_s"]]
     listed = [f"{' '.join(_key(row))} on a {_kind(_on_gpu(row))}" for row in timed]
     raise UserError(
@@ -145,6 +143,26 @@ def _recovery(config: Config, rows: Sequence[Row], place: Path, *, gpu: bool) ->
         remedy=f"delt-hpc bench synthesis --networks {network} --variants {variant} --precisions {precision} on a"
         f" machine with a {_kind(gpu)}, or another --cluster",
     )
+
+
+def _engines(recover: Recover, *, gpu: bool) -> list[tuple[str, str]]:
+    """Variant and precision of `bench synthesis` that the configuration runs on such a device, likeliest first.
+
+    On a CPU, `auto` depends on the processor and on the work, which the machine that plans does not know.
+    """
+    if recover.engine == "reference":
+        return [("reference", "float32")]
+    backend = recover.kernels if recover.kernels != "auto" else ("triton" if gpu else "torch")
+    compiled = [recover.compile] if recover.compile != "auto" else [True] if gpu else [True, False]
+    precisions: list[str] = [recover.precision]
+    if recover.precision == "auto":
+        precisions = ["bfloat16"] if gpu else ["bfloat16", "float32"]
+    found = []
+    for compiles in compiled:
+        packed = (gpu or compiles) if recover.segments == "auto" else recover.segments > 1
+        variant = backend + "-compiled" * compiles + "-packed" * packed
+        found += [(variant, precision) for precision in precisions]
+    return found
 
 
 def _ranking(config: Config, rows: Sequence[Row], place: Path, *, gpu: bool, cpus: int) -> Rate:

@@ -102,10 +102,10 @@ class TaskRunner:
             records.append_event(folder, self.task, records.new_event(kind, job, restart, message))
 
         try:
-            with stop.on_sigterm(), _stop_on_user_signal(self.stop_seconds, requeue) as signalled:
+            with stop.on_signal(), _stop_on_user_signal(self.stop_seconds, requeue) as signalled:
                 self.execute()
         except stop.Interrupted:
-            print("stopped on request, state saved", flush=True)
+            print("stopped on request; started again, the task resumes", flush=True)
             record("stopped")
             if signalled() or (slurm and queue.still_wanted(job)):
                 try:

@@ -199,7 +199,7 @@ def _last_message(events: list[Event]) -> str:
         return ""
     if events[-1].event == "failed":
         return events[-1].message
-    return {"stopped": "stopped, state saved", "cancelled": "cancelled"}.get(events[-1].event, "")
+    return {"stopped": "stopped; resumes when started again", "cancelled": "cancelled"}.get(events[-1].event, "")
 
 
 def _process_state(submission: Submission, events: list[Event]) -> tuple[State, str]:

@@ -45,11 +45,12 @@ class BatchFolder:
     def save(self, state: State) -> None:
         state.save(self._stage.checkpoint)
 
-    def finish(self, state: State, wait_seconds: float, compile_seconds: float = 0.0) -> None:
+    def finish(self, state: State, wait_seconds: float, segments: int, compile_seconds: float = 0.0) -> None:
         """Write images, tables and times, and mark the batch as done.
 
         Args:
             wait_seconds: how long the computation waited for the initial images.
+            segments: the largest number of batches in a pass.
             compile_seconds: how much of the time was compilation.
         """
         config, spec = self._context.config, self._context.dataset.spec
@@ -63,7 +64,8 @@ class BatchFolder:
                 data_wait_s=wait_seconds if round_index == 0 else 0.0,
                 compile_s=compile_seconds if round_index == 0 else 0.0,
             )  # fmt: skip
-        self._stage.finish({"seconds": sum(state.round_seconds), "data_wait_s": wait_seconds})
+        facts = {"seconds": sum(state.round_seconds), "data_wait_s": wait_seconds, "segments": segments}
+        self._stage.finish(facts)
 
     def _initial(self) -> torch.Tensor:
         config, spec = self._context.config, self._context.dataset.spec

@@ -1,6 +1,7 @@
 """The packed engine: one pass for batches at different rounds; iterations run without waiting for the host."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.errors import UserError, some
 from delt_hpc.recovery import device_tables
 from delt_hpc.recovery.compiled import compile_with_fallback
-from delt_hpc.recovery.cuda_graph import GraphedIteration
+from delt_hpc.recovery.cuda_graph import WARM_UP, GraphedIteration
 from delt_hpc.recovery.device_tables import Layout
 from delt_hpc.recovery.precision import NumericFormat, backend_flags
 from delt_hpc.recovery.reference import EPSILON, pixel_box
@@ -33,6 +34,30 @@ def fuse(teacher: nn.Module, recover: Recover, numeric_format: NumericFormat) ->
     return FusedTeacher(
         teacher, recover.first_bn_weight, recover.kernels, dtype=numeric_format.network_dtype, channels_last=True
     )
+
+
+class OutOfGpuMemoryError(UserError):
+    """The GPU memory does not suffice for a pass.
+
+    Attributes:
+        restored: whether the engine's buffers are as they were before the pass.
+    """
+
+    def __init__(
+        self, batches: Sequence[str], images: int, recover: Recover, packing: PackingPlan, *, restored: bool
+    ) -> None:
+        fewer = f"set recover.segments below {packing.segments}"
+        if recover.deterministic:
+            fewer += " in a new run folder"  # the number is part of the identity of the images
+        super().__init__(
+            f"not enough GPU memory for a pass of {len(batches)} segment(s) with {images} images"
+            f" (batches {some(batches, 8)})",
+            where=f"recover.segments: {recover.segments}",
+            remedy=fewer
+            if packing.segments > 1
+            else "set a smaller recover.batch_size in a new run folder, or use a GPU with more memory",
+        )
+        self.restored = restored
 
 
 class Engine:
@@ -59,13 +84,14 @@ class Engine:
         """
         Args:
             network: from `fuse`, on the device.
+            recover: from `auto.resolve_auto`.
             dtype: of images, Adam's moments, sums and losses: float32, or float64.
         """
         self._recover, self._spec, self._seed, self._device = recover, spec, seed, device
         self._packing, self._capacity, self._format = packing, capacity, numeric_format
         self._schedule, self._network = Schedule.of(recover), network
         self._losses = self._segment_losses
-        if recover.compiles_on(device.type):
+        if recover.compile:
             self._losses = compile_with_fallback(self._segment_losses, deterministic=recover.deterministic)
 
         size, images = spec.size, capacity.images
@@ -87,6 +113,7 @@ class Engine:
         self._table_row = zeros(1, of=torch.int64)
         self._low, self._high = (bound.flatten() for bound in pixel_box(spec, self._images))
         self._graphed_iteration = GraphedIteration(self._iteration, device, recover.graphs)
+        self._iterations_done: Counter[int] = Counter()  # for each number of images
         self.first_seconds = 0.0  # duration of the first iteration: compilation and choice of algorithms
 
     def enter(self, scheduled: ScheduledBatch, state: State) -> None:
@@ -141,39 +168,48 @@ class Engine:
             iterations done, at least one.
 
         Raises:
-            UserError: a loss is NaN or infinite, the GPU memory does not suffice, or a layer has no deterministic
-                algorithm.
+            OutOfGpuMemoryError: the GPU memory does not suffice. With `segments: auto`, and in the first iterations
+                with this number of images, the buffers are then as they were before the call: `restored`.
+            UserError: a loss is NaN or infinite, or a layer has no deterministic algorithm.
         """
         iterations = min(iterations, MAX_TABLE_ITERATIONS)
         layout = device_tables.make_layout(running, self._packing, self._capacity, self._schedule)
         start = time.perf_counter()
         self._upload(layout, iterations)
+        backup = self._backup(layout.images)
         active, done = sum(segment.images for segment in layout.segments if segment.scheduled), 0
         with backend_flags(tf32=self._format.tf32, deterministic=self._recover.deterministic):
             while done < iterations:
-                self._iterate(layout)
+                self._iterate(layout, backup)
                 self._record_first_iteration(start)
                 done += 1
                 if after_iteration(active):
                     break
         # These copies wait for the device.
         loss_log, cross_entropy = self._loss_log[:done].cpu(), self._cross_entropy[: layout.images].cpu()
+        self._iterations_done[layout.images] += done
         seconds_per_image = (time.perf_counter() - start) / max(1, active)
         self._record(layout, states, loss_log, cross_entropy, seconds_per_image)
         return done
 
-    def _iterate(self, layout: Layout) -> None:
+    def _backup(self, images: int) -> list[Tensor] | None:
+        """Copies of images and moments on the CPU, if this pass may fail for lack of memory and others may not."""
+        may_go_on = self._recover.segments == "auto" and self._packing.segments > 1 and not self._recover.deterministic
+        # Recording the graph, which follows the warm-up, needs memory too; later iterations need no more.
+        if self._iterations_done[images] > WARM_UP or not may_go_on:
+            return None
+        return [buffer.to("cpu", copy=True) for buffer in (self._images, self._exp_avg, self._exp_avg_sq)]
+
+    def _iterate(self, layout: Layout, backup: list[Tensor] | None) -> None:
         try:
             self._graphed_iteration(layout.images)
         except torch.OutOfMemoryError as error:
+            if backup is not None:
+                for buffer, copied in zip((self._images, self._exp_avg, self._exp_avg_sq), backup, strict=True):
+                    buffer.copy_(copied)
             batches = [segment.scheduled.batch.id for segment in layout.segments if segment.scheduled]
-            raise UserError(
-                f"not enough GPU memory for a pass of {len(batches)} segment(s) with {layout.images} images"
-                f" (batches {some(batches, 8)})",
-                where=f"recover.segments: {self._recover.segments}",
-                remedy=f"set recover.segments below {len(batches)}"
-                if len(batches) > 1
-                else "set a smaller recover.batch_size in a new run folder, or use a GPU with more memory",
+            raise OutOfGpuMemoryError(
+                batches, layout.images, self._recover, self._packing, restored=backup is not None
             ) from error
         except RuntimeError as error:
             if not self._recover.deterministic or "deterministic" not in str(error):

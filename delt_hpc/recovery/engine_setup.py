@@ -9,6 +9,7 @@ from torch import nn
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery import memory
+from delt_hpc.recovery.auto import resolve_auto
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.engine import Engine, fuse
 from delt_hpc.recovery.precision import NumericFormat
@@ -21,6 +22,7 @@ class EngineSetup:
     """A packed engine and what it was built for.
 
     Attributes:
+        recover: with values in the place of `auto`; see `auto.resolve_auto`.
         all_batches: those of the whole run, from `batches.plan`.
     """
 
@@ -54,6 +56,8 @@ def build_engine(
     batch_count: int | None = None,
     packing: PackingPlan | None = None,
     dtype: torch.dtype = torch.float32,
+    compile_on_cpu: bool = False,
+    max_segments: int | None = None,
 ) -> EngineSetup:
     """Assemble the packed engine for a task.
 
@@ -64,12 +68,17 @@ def build_engine(
             shapes. All batches by default.
         packing: instead of the plan that follows from `batch_count`, `recover.segments` and the free GPU memory.
         dtype: of images, Adam's moments, sums and losses: float32, or float64.
+        compile_on_cpu: what `recover.compile: auto` stands for on a CPU.
+        max_segments: upper limit of what `recover.segments: auto` stands for.
     """
+    recover = resolve_auto(recover, device, compile_on_cpu=compile_on_cpu)
     numeric_format = NumericFormat.of(recover, device)
     network = fuse(teacher, recover, numeric_format)
     if packing is None:
         count = len(all_batches) if batch_count is None else batch_count
         segments = memory.choose_segments(recover, network, numeric_format, spec, all_batches, count, device)
+        if max_segments is not None:
+            segments = min(segments, max_segments)
         packing = PackingPlan.of(count, recover.rounds, segments, recover.deterministic)
     capacity = Capacity.of(all_batches, packing)
     engine = Engine(network, recover, spec, seed, packing, capacity, numeric_format, device=device, dtype=dtype)

@@ -36,7 +36,7 @@ def choose_segments(
     if recover.segments != "auto":
         return recover.segments
     if device.type == "cpu":
-        return 1
+        return recover.rounds if recover.compile is True and not recover.deterministic else 1
     if recover.deterministic:
         return recover.rounds
     images = max(len(batch.entries) for batch in all_batches)

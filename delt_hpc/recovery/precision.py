@@ -9,6 +9,7 @@ import torch
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.errors import UserError
+from delt_hpc.recovery.auto import resolve_auto
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,7 @@ class NumericFormat:
 
     @staticmethod
     def of(recover: Recover, device: torch.device) -> "NumericFormat":
-        chosen = recover.precision
-        if chosen == "auto":
-            chosen = "bfloat16" if device.type == "cuda" else "float32"
+        chosen = resolve_auto(recover, device).precision
         if chosen in ("float32", "tf32"):
             return NumericFormat(None, chosen == "tf32")
         if chosen == "float16":

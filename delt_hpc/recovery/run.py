@@ -1,5 +1,6 @@
 """Recover a task's batches with the configured engine: reading, writing, checkpoints, progress."""
 
+import gc
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -11,9 +12,11 @@ from delt_hpc.context import Context
 from delt_hpc.models import teacher
 from delt_hpc.recovery import compile_cache, device_tables, reference
 from delt_hpc.recovery.async_files import AsyncFiles
+from delt_hpc.recovery.auto import estimate_compilation, image_iterations_of
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import Batch
-from delt_hpc.recovery.engine_setup import build_engine
+from delt_hpc.recovery.engine import OutOfGpuMemoryError
+from delt_hpc.recovery.engine_setup import EngineSetup, build_engine
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import ScheduledBatch, run_batches
 from delt_hpc.recovery.state import State
@@ -36,7 +39,7 @@ def recover_batches(
     network = teacher.load(context.run, context.dataset, context.device)
     schedule = Schedule.of(context.config.recover)
     title = f"recover {folders[0].batch.id}" if len(folders) == 1 else f"recover {len(folders)} batches"
-    total = sum(_image_iterations(folder.batch, schedule, schedule.iterations) for folder in folders)
+    total = sum(image_iterations_of(folder.batch, schedule, schedule.iterations) for folder in folders)
     with AsyncFiles() as files, context.reporter.bar(title, total) as bar:
         job = _Job(context, folders, files, bar)
         if context.config.recover.engine == "reference":
@@ -61,30 +64,55 @@ def _run_reference(job: "_Job", network: nn.Module) -> None:
 
         key = device_tables.draw_key(config.seed, folder.batch)
         reference.recover(state, folder.batch, network, config.recover, context.dataset.spec, key, after_iteration)
-        job.finish(folder.batch, state, compile_seconds=0.0)
+        job.finish(folder.batch, state, compile_seconds=0.0, segments=1)
 
 
 def _run_packed(job: "_Job", network: nn.Module, all_batches: Sequence[Batch], batch_count: int) -> None:
-    """Several batches in a pass."""
+    """Several batches in a pass. If the GPU memory does not suffice, with half as many, until it does."""
     context, config, device = job.context, job.context.config.recover, job.context.device
-    compiles = config.compiles_on(device.type)
-    if compiles or device.type == "cuda":
+    spec, compile_on_cpu = context.dataset.spec, False
+    if config.compile == "auto" and device.type == "cpu" and not config.deterministic:
+        estimate = estimate_compilation(network, config, all_batches, batch_count, spec.size, device)
+        compile_on_cpu = estimate.worthwhile
+        context.reporter.say(f"recover: {'compiled' if compile_on_cpu else 'not compiled'}; {estimate}")
+    if compile_on_cpu or config.compile is True or device.type == "cuda":
         compile_cache.unpack(compile_cache.folder(context.run.root, device))
-    setup = build_engine(
-        network, config, context.dataset.spec, context.config.seed, all_batches, device=device, batch_count=batch_count
-    )
-    engine = setup.engine
-    batches = [folder.batch for folder in job.folders.values()]
+    max_segments = None
+    while True:
+        setup = build_engine(
+            network, config, spec, context.config.seed, all_batches, device=device, batch_count=batch_count,
+            compile_on_cpu=compile_on_cpu, max_segments=max_segments,
+        )  # fmt: skip
+        if _run_engine(job, setup):
+            return
+        max_segments = setup.packing.segments // 2
+        del setup
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _run_engine(job: "_Job", setup: EngineSetup) -> bool:
+    """Run the unfinished batches of the job to their end.
+
+    Returns:
+        whether they are finished; if false, the memory did not suffice, and `job.checkpoints` has the states of the
+        batches that were in flight.
+    """
+    engine, compiles = setup.engine, bool(setup.recover.compile)
+    batches = [folder.batch for id_, folder in job.folders.items() if id_ not in job.finished]
     scheduler = setup.scheduler(batches, {id_: state.t for id_, state in job.checkpoints.items()})
+    states: dict[str, State] = {}
     note = ""
 
     def load(scheduled: ScheduledBatch) -> State:
-        state = job.load(scheduled.batch)
+        state = states[scheduled.batch.id] = job.load(scheduled.batch)
         job.read_ahead([waiting.batch for waiting in scheduler.waiting[: READ_AHEAD * setup.packing.lanes]])
         return state
 
     def finish(scheduled: ScheduledBatch, state: State) -> None:
-        job.finish(scheduled.batch, state, engine.first_seconds if compiles else 0.0)
+        del states[scheduled.batch.id]
+        job.finish(scheduled.batch, state, engine.first_seconds if compiles else 0.0, setup.packing.segments)
 
     def after_iteration(images: int) -> bool:
         job.bar.advance(images, note)
@@ -100,13 +128,16 @@ def _run_packed(job: "_Job", network: nn.Module, all_batches: Sequence[Batch], b
             job.save({scheduled.batch.id: engine.snapshot(scheduled, state) for scheduled, state in in_flight})
         stop.check()
 
-    run_batches(engine, scheduler, load, finish, after_iteration, after_run)
-
-
-def _image_iterations(batch: Batch, schedule: Schedule, iterations: int) -> int:
-    """Active images, summed over the first `iterations` of a batch."""
-    length = schedule.round_length
-    return sum(batch.active(r) * min(length, max(0, iterations - r * length)) for r in range(schedule.rounds))
+    try:
+        run_batches(engine, scheduler, load, finish, after_iteration, after_run)
+    except OutOfGpuMemoryError as error:
+        if not error.restored:
+            raise
+        for scheduled in scheduler.in_flight:
+            job.checkpoints[scheduled.batch.id] = engine.snapshot(scheduled, states[scheduled.batch.id])
+        job.context.reporter.say(f"recover: {error.what}; going on with at most {setup.packing.segments // 2}")
+        return False
+    return True
 
 
 class _CheckpointTimer:
@@ -131,10 +162,11 @@ class _Job:
         self.folders = {folder.batch.id: folder for folder in folders}
         # Loaded before the work starts, because they say how far each batch is.
         self.checkpoints = {folder.batch.id: folder.load() for folder in folders if folder.started}
+        self.finished: set[str] = set()
         self.timer = _CheckpointTimer(context.config.recover.checkpoint_seconds)
         schedule = Schedule.of(context.config.recover)
         bar.resume(
-            sum(_image_iterations(self.folders[id_].batch, schedule, s.t) for id_, s in self.checkpoints.items())
+            sum(image_iterations_of(self.folders[id_].batch, schedule, s.t) for id_, s in self.checkpoints.items())
         )
         self._files = files
         self._being_read: dict[str, Future[State]] = {}
@@ -150,7 +182,7 @@ class _Job:
             state = self._being_read.pop(batch.id).result()
         else:
             state = self.folders[batch.id].load()
-        self._wait_seconds[batch.id] = time.perf_counter() - start
+        self._wait_seconds[batch.id] = self._wait_seconds.get(batch.id, 0.0) + time.perf_counter() - start
         return state
 
     def read_ahead(self, batches: Sequence[Batch]) -> None:
@@ -165,8 +197,9 @@ class _Job:
             self._files.write(self.folders[id_].save, state)
         self.timer.reset()
 
-    def finish(self, batch: Batch, state: State, compile_seconds: float) -> None:
+    def finish(self, batch: Batch, state: State, compile_seconds: float, segments: int) -> None:
         """Write the results of a batch in the background. Compilation is recorded with the first finished batch."""
+        self.finished.add(batch.id)
         seconds = 0.0 if self._compilation_recorded else compile_seconds
         self._compilation_recorded = True
-        self._files.write(self.folders[batch.id].finish, state, self._wait_seconds.pop(batch.id), seconds)
+        self._files.write(self.folders[batch.id].finish, state, self._wait_seconds.pop(batch.id), segments, seconds)

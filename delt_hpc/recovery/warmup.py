@@ -12,6 +12,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models import registry
 from delt_hpc.recovery import compile_cache, images
+from delt_hpc.recovery.auto import estimate_compilation
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.cuda_graph import WARM_UP
 from delt_hpc.recovery.engine_setup import build_engine
@@ -60,7 +61,11 @@ def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) ->
     teacher = teacher.to(device).eval().requires_grad_(False)
     all_batches = plan(spec.classes, config.select.ipc, recover)
     batches = all_batches if classes is None else of_classes(all_batches, classes)
-    setup = build_engine(teacher, recover, spec, 0, all_batches, device=device, batch_count=len(batches))
+    estimate = estimate_compilation(teacher, config.recover, all_batches, len(batches), spec.size, device)
+    setup = build_engine(
+        teacher, recover, spec, 0, all_batches, device=device, batch_count=len(batches),
+        compile_on_cpu=estimate.worthwhile,
+    )  # fmt: skip
     # Enough batches for the pipeline to fill and drain, which has all shapes.
     scheduler = setup.scheduler(batches[: 2 * setup.packing.segments])
 

@@ -12,7 +12,7 @@ from delt_hpc.distilled import card, manifest
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.recovery.batches import plan
-from delt_hpc.run import timing
+from delt_hpc.run import stop, timing
 from delt_hpc.run.folder import is_done, read_json, write_json
 
 _STRINGS = {"file": str, "source": str}
@@ -25,6 +25,7 @@ def aggregate(context: Context) -> None:
 
     Raises:
         UserError: lists every batch and image that is missing or damaged.
+        Interrupted: a stop was requested; the unfinished folder is deleted.
     """
     run = context.run
     stage = StageFolder(context, "aggregate", run.distilled)
@@ -56,6 +57,7 @@ def _collect(context: Context) -> pd.DataFrame:
     batches = plan(len(context.dataset.classes), config.select.ipc, config.recover)
     with context.reporter.bar("aggregate", len(batches)) as bar:
         for batch in batches:
+            stop.check()
             folder = run.recover / batch.id
             if not is_done(folder):
                 faults.append(f"recover/{batch.id}: not finished (classes {batch.first}-{batch.last})")
@@ -77,6 +79,7 @@ def _assemble(context: Context, table: pd.DataFrame, folder: Path) -> None:
     table["class"] = [folders[i] for i in table["class_index"]]
     files, digests = [], []
     for path, name, number in zip(table["path"], table["class"], table["number"], strict=True):
+        stop.check()
         content = Path(path).read_bytes()
         file = f"{name}/{number:05d}{Path(path).suffix}"
         (folder / name).mkdir(exist_ok=True)

@@ -2,10 +2,9 @@
 
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from delt_hpc.config.schema import Precision
+from delt_hpc.data.bad_files import BadFile, BadFiles
 from delt_hpc.data.epochs import TrainingBatch
 from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.errors import UserError
@@ -24,7 +24,7 @@ from delt_hpc.run.progress import Bar
 from delt_hpc.training.average import MovingAverage
 from delt_hpc.training.precision import autocast, training_dtype
 
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints, at least
 
 
 @dataclass
@@ -65,9 +65,34 @@ class Outcome:
         return max(self.validated, key=lambda epoch: epoch.val_accuracy or 0.0)
 
 
+@dataclass
+class Progress:
+    """How far a training is: the finished epochs, and the steps and summed losses of the unfinished one.
+
+    Attributes:
+        next_step: of the unfinished epoch.
+        batches: trained on in the unfinished epoch; fewer than steps if files of whole batches were skipped.
+        loss: sum of their losses, a float32 scalar on the device.
+        began: `time.monotonic()` of the start; time between an interruption and the restart is not counted.
+    """
+
+    outcome: Outcome
+    loss: Tensor
+    next_step: int = 0
+    batches: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def epoch(self) -> int:
+        return len(self.outcome.history)
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """A training that resumes from its last checkpoint and then ends with the same result as an undisturbed one.
+
+    A checkpoint is written every `CHECKPOINT_SECONDS`, and when the training stops as it was asked to. It holds the
+    state between two steps. Order and random draws are functions of (key, epoch, step), so they are not part of it.
 
     The model and its images are kept in channels_last memory format, in which convolutions are fastest.
 
@@ -76,10 +101,9 @@ class Training:
         loss: (outputs [B, classes], images [B, 3, S, S], labels) -> scalar, under autocast.
         precision: autocast type of training and validation.
         validate_every: epochs between two validations; the last epoch is always validated.
-        checkpoint: file of the state between two epochs.
+        checkpoint: file of the state between two steps.
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
-        checkpoint_seconds: least time between two checkpoints.
     """
 
     model: nn.Module
@@ -95,76 +119,93 @@ class Training:
     lr_per_step: bool = False
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def run(self, bar: Bar) -> Outcome:
         """Train to the last epoch; the bar counts steps.
 
         Raises:
             UserError: no training image is readable.
+            Interrupted: a stop was requested; the state is saved.
         """
         self.model.to(memory_format=torch.channels_last)
         average = None if self.ema_decay is None else MovingAverage(self.model, self.ema_decay)
-        outcome = self._resume(average)
-        bar.resume(len(outcome.history) * self.train.steps())
-        began = saved = time.monotonic()
-        before = outcome.seconds
-        stream = self.train.batches(len(outcome.history), self.epochs)
-        for epoch, batches in groupby(stream, key=attrgetter("epoch")):
-            # Dropout draws from torch's own generators.
-            with seeded(*self.train.key, "network", epoch):
-                row, waited = self._epoch(epoch, batches, average, bar)
-            last = epoch + 1 == self.epochs
-            if last or (epoch + 1) % self.validate_every == 0:
-                networks = [self.model, average.model] if average else [self.model]
-                row.val_accuracy, *ema = accuracies(networks, self.val, self.precision)
-                row.ema_accuracy = ema[0] if ema else None
-            outcome.history.append(row)
-            outcome.data_wait_s += waited
-            outcome.seconds = before + time.monotonic() - began
-            if time.monotonic() - saved >= self.checkpoint_seconds and not last:
-                self._save(outcome, average)
-                saved = time.monotonic()
-        if len(outcome.history) < self.epochs:
-            raise UserError("not one training image is readable", where=str(self.train.index.root))
-        return outcome
+        progress = self._resume(average)
+        bar.resume(progress.epoch * self.train.steps() + progress.next_step)
+        try:
+            self._train(progress, average, bar)
+        except stop.Interrupted:
+            self._save(progress, average)
+            raise
+        return progress.outcome
 
-    def _epoch(
-        self, epoch: int, batches: Iterable[TrainingBatch], average: MovingAverage | None, bar: Bar
-    ) -> tuple[Epoch, float]:
-        """Train for one epoch. Nothing in it waits for the GPU but the loss, which is read at the end."""
+    def _train(self, progress: Progress, average: MovingAverage | None, bar: Bar) -> None:
+        """All steps and validations that are left. Interrupted is raised only where `progress` is consistent."""
+        saved = requested = time.monotonic()
         self.model.train()
-        device = self.train.loader_config.device
-        dtype, steps = training_dtype(self.precision, device), self.train.steps()
-        total, waited, requested = torch.zeros((), device=device), 0.0, time.perf_counter()
-        for step, batch in enumerate(batches):
-            waited += time.perf_counter() - requested
-            images, targets = batch.images, self.train.labels(batch)
-            if self.mix:
-                images, targets = self.mix(images, targets, epoch, step)
-            images = images.contiguous(memory_format=torch.channels_last)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr(epoch + step / steps if self.lr_per_step else epoch)
-            with autocast(device, dtype):
-                loss = self.loss(self.model(images), images, targets)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            if average:
-                average.update(self.model)
-            total += loss.detach()
-            bar.advance(1, f"epoch {epoch + 1}/{self.epochs}")
-            stop.check()
-            requested = time.perf_counter()
-        return Epoch(epoch, self.optimizer.param_groups[0]["lr"], total.item() / (step + 1)), waited
+        with closing(self.train.batches(progress.epoch, self.epochs, progress.next_step)) as stream:
+            for batch in stream:
+                progress.outcome.data_wait_s += time.monotonic() - requested
+                while batch.epoch > progress.epoch:
+                    self._end_epoch(progress, average)
+                    self.model.train()
+                self._step(batch, progress, average)
+                bar.advance(1, f"epoch {progress.epoch + 1}/{self.epochs}")
+                stop.check()
+                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
+                    self._save(progress, average)
+                    saved = time.monotonic()
+                requested = time.monotonic()
+        self._end_epoch(progress, average)
 
-    def _save(self, outcome: Outcome, average: MovingAverage | None) -> None:
+    def _step(self, batch: TrainingBatch, progress: Progress, average: MovingAverage | None) -> None:
+        """Train on a batch. Nothing here waits for the GPU: losses are added up on the device."""
+        device, epoch, step = self.train.loader_config.device, batch.epoch, batch.step
+        images, targets = batch.images, self.train.labels(batch)
+        if self.mix:
+            images, targets = self.mix(images, targets, epoch, step)
+        images = images.contiguous(memory_format=torch.channels_last)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(epoch + step / self.train.steps() if self.lr_per_step else epoch)
+        # Dropout draws from torch's own generators.
+        with seeded(*self.train.key, "network", epoch, step), autocast(device, training_dtype(self.precision, device)):
+            loss = self.loss(self.model(images), images, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if average:
+            average.update(self.model)
+        progress.loss += loss.detach()
+        progress.batches += 1
+        progress.next_step = step + 1
+
+    def _end_epoch(self, progress: Progress, average: MovingAverage | None) -> None:
+        """Validate where that is due, and add the epoch's row to the history."""
+        if progress.batches == 0:
+            raise UserError("not one training image is readable", where=str(self.train.index.root))
+        number = progress.epoch + 1
+        row = Epoch(progress.epoch, self.optimizer.param_groups[0]["lr"], progress.loss.item() / progress.batches)
+        if number == self.epochs or number % self.validate_every == 0:
+            networks = [self.model, average.model] if average else [self.model]
+            row.val_accuracy, *ema = accuracies(networks, self.val, self.precision)
+            row.ema_accuracy = ema[0] if ema else None
+        outcome = progress.outcome
+        outcome.history.append(row)
+        outcome.seconds = time.monotonic() - progress.began
+        progress.loss.zero_()
+        progress.next_step = progress.batches = 0
+
+    def _save(self, progress: Progress, average: MovingAverage | None) -> None:
+        outcome = progress.outcome
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": average.state_dict() if average else None,
             "history": [asdict(row) for row in outcome.history],
-            "seconds": outcome.seconds,
+            "loss": progress.loss,
+            "next_step": progress.next_step,
+            "batches": progress.batches,
+            "skipped": {part: [asdict(file) for file in bad.files] for part, bad in self._bad_files().items()},
+            "seconds": time.monotonic() - progress.began,
             "data_wait_s": outcome.data_wait_s,
         }
         buffer = io.BytesIO()
@@ -172,15 +213,23 @@ class Training:
         with writing(self.checkpoint) as file:
             file.write(buffer.getbuffer())
 
-    def _resume(self, average: MovingAverage | None) -> Outcome:
+    def _resume(self, average: MovingAverage | None) -> Progress:
+        device = self.train.loader_config.device
         if not self.checkpoint.exists():
-            return Outcome()
-        state = torch.load(self.checkpoint, map_location=self.train.loader_config.device, weights_only=True)
+            return Progress(Outcome(), torch.zeros((), device=device))
+        state = torch.load(self.checkpoint, map_location=device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if average:
             average.load_state_dict(state["average"])
-        return Outcome([Epoch(**row) for row in state["history"]], state["seconds"], state["data_wait_s"])
+        for part, bad in self._bad_files().items():
+            bad.skipped += [BadFile(**file) for file in state["skipped"][part]]
+        outcome = Outcome([Epoch(**row) for row in state["history"]], state["seconds"], state["data_wait_s"])
+        began = time.monotonic() - state["seconds"]
+        return Progress(outcome, state["loss"], state["next_step"], state["batches"], began)
+
+    def _bad_files(self) -> dict[str, BadFiles]:
+        return {"train": self.train.bad, "val": self.val.bad}
 
 
 def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Precision) -> list[float]:
@@ -188,6 +237,7 @@ def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Pre
 
     Raises:
         UserError: no validation image is readable.
+        Interrupted: a stop was requested.
     """
     for network in networks:
         network.eval()
@@ -195,6 +245,7 @@ def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Pre
     count = 0
     with torch.inference_mode():
         for images, labels in val.batches():
+            stop.check()
             with autocast(images.device, training_dtype(precision, images.device)):
                 correct.append(torch.stack([(network(images).argmax(1) == labels).sum() for network in networks]))
             count += len(labels)

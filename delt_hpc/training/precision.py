@@ -1,19 +1,9 @@
 """Mixed precision of forward passes: which type `auto` stands for on this machine, and the matching autocast."""
 
-from functools import cache
-
 import torch
 
 from delt_hpc.config.schema import Precision, ScorePrecision
-
-
-@cache
-def cpu_has_bfloat16() -> bool:
-    """Does this processor multiply bfloat16 numbers in hardware (AVX512_BF16 or AMX)?
-
-    oneDNN emulates bfloat16 on other processors, which is slower than float32.
-    """
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+from delt_hpc.run.hardware import cpu_has_bfloat16
 
 
 def training_dtype(precision: Precision, device: torch.device) -> torch.dtype:

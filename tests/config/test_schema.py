@@ -64,6 +64,20 @@ def test_free_values_change_no_identity() -> None:
         assert identity(other, stage) == identity(TRAINED, stage)
 
 
+def test_deterministic_recovery_fixes_what_changes_the_last_bits() -> None:
+    def with_kernels(kernels: str, *, deterministic: bool) -> Config:
+        recover = TRAINED.recover.model_copy(update={"kernels": kernels, "deterministic": deterministic})
+        return TRAINED.model_copy(update={"recover": recover})
+
+    for deterministic in (False, True):
+        one, other = (
+            identity(with_kernels(kernels, deterministic=deterministic), "recover") for kernels in ("torch", "triton")
+        )
+        assert (one != other) == deterministic
+        assert {"recover.segments", "recover.compile"} <= one.keys() or not deterministic
+    assert identity(with_kernels("torch", deterministic=True), "rank") == identity(TRAINED, "rank")
+
+
 def test_a_value_changes_the_identity_of_its_stage_and_the_later_ones() -> None:
     other = Config(select=Select(ipc=11))
     changed = [stage for stage in STAGES if identity(other, stage) != identity(TRAINED, stage)]

@@ -1,5 +1,8 @@
 """Batches: every image once and in order, equal for all backends, workers and caches."""
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from helpers.loading import (
 from delt_hpc.config.schema import Loader
 from delt_hpc.data import loader
 from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.epochs import shuffled_batches
 from delt_hpc.data.index import Index, scan
 from delt_hpc.data.loader import LoaderConfig, ValidationSet, evaluation_batches, images
 from delt_hpc.data.transforms import Augmentation, decode, normalise, training
@@ -115,6 +119,51 @@ def test_workers_and_cache_change_nothing(options: dict[str, int], index: Index,
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_later_start_equals_an_undisturbed_run(first: int, index: Index, undisturbed: list[Batches]) -> None:
     assert_equal(read(training_set(index), first, 4), undisturbed[first:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_a_start_inside_an_epoch_has_the_batches_that_are_left(step: int, backend: Loader, index: Index) -> None:
+    data = training_set(index, backend=backend)
+    whole, rest = list(data.batches(1, 3)), list(data.batches(1, 3, step))
+    assert [(batch.epoch, batch.step) for batch in rest] == [(batch.epoch, batch.step) for batch in whole][step:]
+    assert [batch.step for batch in whole] == [*range(5), *range(5)]
+    for left, right in zip(rest, whole[step:], strict=True):
+        assert torch.equal(left.images, right.images)
+        assert np.array_equal(left.positions, right.positions)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_without_readable_files_leaves_a_gap_in_the_steps(backend: Loader, removable: Index) -> None:
+    data = training_set(removable, 2, backend=backend, on_bad="skip")
+    second = list(shuffled_batches(data.positions, 2, *data.key, "order", 0))[1]
+    for position in second.tolist():
+        (removable.root / removable.paths[position]).unlink()
+    assert [batch.step for batch in data.batches(0, 1)] == [0, 2]
+
+
+@pytest.mark.usefixtures("many_workers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_stop_signal_does_not_end_the_workers(
+    number: signal.Signals, index: Index, undisturbed: list[Batches]
+) -> None:
+    data = training_set(index, workers=2)
+    found = []
+    for batch in data.batches(0, 1):
+        found.append((batch.images, data.labels(batch)))
+        for process in multiprocessing.active_children():
+            assert process.pid
+            os.kill(process.pid, number)
+    assert_equal([found], undisturbed[:1])
+
+
+@pytest.mark.usefixtures("many_workers")
+def test_closing_the_batches_ends_the_workers(index: Index) -> None:
+    batches = training_set(index, workers=2).batches(0, 1)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 def test_augmentation_does_not_depend_on_the_batch_size(index: Index, undisturbed: list[Batches]) -> None:

@@ -49,5 +49,5 @@ def test_a_preempted_task_resumes_inside_the_image(contained: "LaunchedRun", exp
     assert {row["state"] for name, row in rows.items() if name.startswith(("recover", "aggregate"))} == {"done"}
     assert rows["recover 00001-00001"]["restarts"] == 1
     log = run.root / "logs" / f"recover-00001-00001.{job}.r0.log"
-    assert "stopped on request, state saved" in log.read_text()
+    assert "stopped on request; started again, the task resumes" in log.read_text()
     assert run.distilled() == expected

@@ -16,7 +16,7 @@ from delt_hpc.recovery.state import State
 
 SIZE, CLASSES, IPC = 8, 5, 5
 SPEC = DatasetSpec("toy", CLASSES, SIZE, SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), True, "convnet3")
-DELT = {"iterations": 16, "round_iterations": 4, "batch_size": 10}
+DELT = {"iterations": 16, "round_iterations": 4, "batch_size": 10, "precision": "float32"}
 CPU = torch.device("cpu")
 
 
@@ -25,7 +25,7 @@ def recover_of(**changes: Any) -> Recover:
 
 
 def preset(method: str) -> Recover:
-    """The values of a method's preset, with few iterations."""
+    """The values of a method's preset, with few iterations, in float32."""
     values = load_config("digits", [f"method={method}"]).recover.model_dump()
     short = DELT | {"round_iterations": 4 if method == "delt" else None, "jitter": 3 if method == "sre2l" else 0}
     return Recover(**values | short)

@@ -109,8 +109,8 @@ def test_processes_stop_on_ctrl_c_with_their_state_saved(run: Path, program: Pro
     events = run / "launch" / "tasks" / "recover-00000-00001.jsonl"
     assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["started", "stopped"]
     status = program("status", run)
-    assert (status.code, "stopped, state saved" in status.out) == (4, True)
-    assert "stopped on request, state saved" in program("logs", run, "--failed").out
+    assert (status.code, "stopped; resumes when started again" in status.out) == (4, True)
+    assert "stopped on request; started again, the task resumes" in program("logs", run, "--failed").out
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_the_signal_is_reported_and_ignored_afterwards() -> None:
     requeued: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
     try:
-        with stop.on_sigterm(), runner._stop_on_user_signal(60, lambda number, frame: None) as signalled:
+        with stop.on_signal(), runner._stop_on_user_signal(60, lambda number, frame: None) as signalled:
             assert not signalled() and not stop.requested()
             signal.raise_signal(signal.SIGUSR2)
             assert signalled() and stop.requested()

@@ -2,18 +2,24 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.engines import CLASSES, IPC, by_packed, recover_of, same, small_teacher
+from helpers.toy import Start
+from PIL import Image
 
 from delt_hpc.errors import UserError
-from delt_hpc.recovery import engine
+from delt_hpc.recovery import engine, memory
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.compiled import compile_with_fallback
 from delt_hpc.recovery.cuda_graph import WARM_UP, GraphedIteration
 from delt_hpc.recovery.engine import Engine
+from delt_hpc.run.folder import read_json
 
 
 def with_fake_graph_break(x: torch.Tensor) -> torch.Tensor:
@@ -117,3 +123,51 @@ def test_too_little_memory_is_an_error_that_names_segments_and_batches(
     named = rf"(?s)recover.segments: {segments}: .* {segments} segment\(s\) with .*batches 00000-00001.*{remedy}"
     with pytest.raises(UserError, match=named):
         by_packed(plan(CLASSES, IPC, recover), small_teacher(), recover, segments=segments)
+
+
+def images_of(run: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path), np.int16) for path in sorted(run.glob("recover/**/*.png"))])
+
+
+def fail_from(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake failure: no memory for passes of so many images, from the second iteration on."""
+    original, large = engine.crop_resize, [0]
+
+    def fake_failure(buffer: torch.Tensor, views: torch.Tensor, rows: torch.Tensor, *args: Any, **options: Any) -> Any:
+        large[0] += len(rows) >= images
+        if large[0] > 1 and len(rows) >= images:
+            raise torch.OutOfMemoryError("fake failure: out of memory")
+        return original(buffer, views, rows, *args, **options)
+
+    monkeypatch.setattr(engine, "crop_resize", fake_failure)
+
+
+def test_with_segments_auto_recovery_goes_on_with_fewer(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two batches in a pass fail in their second round, and then finish one after the other."""
+    changes = {"recover": {"precision": "float32"}}
+    one = start(tmp_path / "one", None, changes).run.root
+    monkeypatch.setattr(memory, "choose_segments", lambda *args: 2)
+    fail_from(8, monkeypatch)
+    capsys.readouterr()
+    fewer = start(tmp_path / "fewer", None, changes, quiet=False).run.root
+    assert "pass of 2 segment(s) with 8 images" in (said := capsys.readouterr().err)
+    assert "going on with at most 1" in said
+    folders = sorted((fewer / "recover").glob("*/done.json"))
+    assert len(folders) == 2
+    for done in folders:
+        assert read_json(done)["segments"] == 1
+        assert pd.read_csv(done.with_name("curve.csv"))["iteration"].tolist() == list(range(8))
+    # Another packing changes the last bits only, so no iteration is lost or done twice.
+    assert np.abs(images_of(one) - images_of(fewer)).max() <= 2
+
+
+@pytest.mark.parametrize("changes", [{"segments": 2}, {"deterministic": True}])
+def test_a_fixed_number_of_segments_stays(
+    changes: dict[str, Any], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "choose_segments", lambda *args: 2)
+    fail_from(8, monkeypatch)
+    with pytest.raises(UserError, match=r"set recover\.segments below 2"):
+        start(tmp_path, None, {"recover": {"precision": "float32"} | changes})

@@ -38,6 +38,11 @@ def test_a_given_number_is_used_and_auto_on_a_cpu_is_one() -> None:
     assert chosen(Recover(deterministic=True), "cpu") == 1
 
 
+def test_a_cpu_packs_one_batch_for_each_round_only_if_compiled() -> None:
+    assert chosen(Recover(compile=True), "cpu") == Recover().rounds
+    assert chosen(Recover(compile=True, deterministic=True), "cpu") == 1
+
+
 @pytest.mark.gpu
 def test_a_gpu_with_enough_memory_packs_many() -> None:
     assert chosen(Recover(batch_size=10), "cuda") == 20

@@ -20,9 +20,9 @@ def test_options_that_require_a_gpu_are_refused_on_a_cpu(changes: dict[str, str 
     check_device(Recover(), CPU)
 
 
-def test_auto_is_bfloat16_on_a_gpu_and_float32_on_a_cpu() -> None:
+def test_formats_of_precisions() -> None:
     assert NumericFormat.of(Recover(), GPU) == NumericFormat(torch.bfloat16)
-    assert NumericFormat.of(Recover(), CPU) == NumericFormat()
+    assert NumericFormat.of(Recover(precision="float32"), CPU) == NumericFormat()
     assert NumericFormat.of(Recover(precision="tf32"), GPU) == NumericFormat(tf32=True)
 
 

@@ -35,10 +35,14 @@ class _LostPipelineError(Exception):
 
 
 class Request(NamedTuple):
-    """A request for an image; the epoch of training images determines their augmentation."""
+    """A request for an image; the epoch of training images determines their augmentation.
+
+    `step` is the number of the image's batch in the epoch.
+    """
 
     position: int
     epoch: int = 0
+    step: int = 0
 
 
 class Item(NamedTuple):

@@ -4,7 +4,7 @@ This process draws crop windows, mirroring and RandAugment steps from the key of
 graph as arguments, so images do not depend on threads or batch size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from delt_hpc.data.dali.files import Files, ImageData
 from delt_hpc.data.dali.pipeline import Arguments, PipelineSpec, Request, deliver
 from delt_hpc.data.dali.randaugment import randaugment, step_arguments
 from delt_hpc.data.dali.resize import axis, edge_arguments, resize_to_edge
-from delt_hpc.data.epochs import TrainingBatch, shuffled_batches
+from delt_hpc.data.epochs import TrainingBatch, requested_batches
 from delt_hpc.data.index import Index
 from delt_hpc.data.randaugment import RandAugment, Step
 from delt_hpc.data.random_crop import Window, draw_window
@@ -40,6 +40,7 @@ def training_batches(
     spec: DatasetSpec,
     batch_size: int,
     epochs: range,
+    first_step: int = 0,
     *,
     augmentation: Augmentation,
     key: tuple[Key, ...],
@@ -47,7 +48,7 @@ def training_batches(
     threads: int,
     bad: BadFiles,
     cache_mib: int = 0,
-) -> Iterator[TrainingBatch]:
+) -> Generator[TrainingBatch]:
     """See `delt_hpc.data.loader.TrainingSet.batches`. Shuffled by (key, epoch), augmented by (key, epoch, position).
 
     Args:
@@ -57,12 +58,12 @@ def training_batches(
     describe = _drawn(spec, augmentation, key)
     pipeline_spec = PipelineSpec(Files(index, cache_mib=cache_mib), describe, training_graph(spec), batch_size + 1)
     requests = (
-        [Request(position, epoch) for position in batch.tolist()]
-        for epoch in epochs
-        for batch in shuffled_batches(positions, batch_size, *key, "order", epoch)
+        [Request(position, epoch, step) for position in batch.tolist()]
+        for epoch, step, batch in requested_batches(positions, batch_size, epochs, first_step, *key)
     )
     for images, delivered in deliver(pipeline_spec, requests, bad, device, threads):
-        yield TrainingBatch(delivered[0].epoch, images, np.asarray([request.position for request in delivered]))
+        _, epoch, step = delivered[0]
+        yield TrainingBatch(epoch, step, images, np.asarray([request.position for request in delivered]))
 
 
 def draw(spec: DatasetSpec, augmentation: Augmentation, height: int, width: int, stream: Iterator[float]) -> Draw:
