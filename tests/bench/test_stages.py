@@ -65,7 +65,7 @@ def test_what_fails_has_a_row_without_times(tmp_path: Path, monkeypatch: pytest.
     table = compare.bench([small("recover")], 0.0, 1, False, tmp_path, lines.append).set_index("settings")
     assert table["images_per_s"].notna().to_dict() == {"default": False, "reference": True, "uncompiled": False}
     assert table["failure"]["default"] == "ValueError: broken by this test"
-    assert "  default float32: ValueError: broken by this test" in lines[0].splitlines()
+    assert "  uncompiled float32: ValueError: broken by this test" in lines[0].splitlines()
 
 
 def test_a_child_process_answers_and_reports_errors() -> None:
@@ -79,8 +79,8 @@ def test_a_child_process_answers_and_reports_errors() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the profile of the plan is one of CPUs")
 def test_the_table_feeds_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DELT_KEEP_MEMORY", "0")
-    bench = ["bench", "stages", "--networks", "convnet3", "--size", "32", "--batch-size", "2", "--ipc", "1"]
-    done = CliRunner().invoke(app, [*bench, "--seconds", "0", "--repeats", "2", "--out", str(tmp_path)])
+    bench = ["bench", "stages", "--networks", "convnet3", "--size", "32", "--batch-size", "2", "--classes", "2"]
+    done = CliRunner().invoke(app, [*bench, "--ipc", "1", "--seconds", "0", "--repeats", "2", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     table = pd.read_csv(tmp_path / "stages.csv")
     assert table["stage"].tolist() == ["squeeze"] * 2 + ["rank"] * 2 + ["recover"] * 3 + ["evaluate"] * 2

@@ -14,6 +14,7 @@ from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, check
 from delt_hpc.bench.synthesis.cases import SEED, random_images, teacher
 from delt_hpc.bench.synthesis.engines import iterate_reference
 from delt_hpc.config.schema import Recover
+from delt_hpc.recovery.auto import estimate_compilation
 from delt_hpc.recovery.batches import Batch, plan
 from delt_hpc.recovery.cuda_graph import WARM_UP
 from delt_hpc.recovery.engine_setup import build_engine
@@ -74,7 +75,12 @@ class PackedRecovery(_Recovery):
 
     def __init__(self, case: Case, settings: Settings) -> None:
         super().__init__(case, settings)
-        self._setup = build_engine(self._teacher, self._recover, case.spec, SEED, self._batches, device=case.device)
+        batches, size = self._batches, case.size
+        estimate = estimate_compilation(self._teacher, self._recover, batches, len(batches), size, case.device)
+        self._setup = build_engine(
+            self._teacher, self._recover, case.spec, SEED, batches, device=case.device,
+            compile_on_cpu=estimate.worthwhile,
+        )  # fmt: skip
         self._used = self._batches[: BATCHES_PER_SEGMENT * self._setup.packing.segments]
         self._graphs_recorded = case.device.type == "cpu"
 

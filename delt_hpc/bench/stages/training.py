@@ -1,7 +1,7 @@
 """A step of training as squeeze and evaluate do it, and its plain form: float32, NCHW, uncompiled."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +105,6 @@ class TrainingStep:
                 checkpoint=Path(folder) / "checkpoint.pt",
                 mix=self._mix,
                 ema_decay=self._config.ema_decay if isinstance(self._config, Evaluate) else None,
-                checkpoint_seconds=float("inf"),
             ).run(bar)
 
     def _exact_gradient(self) -> Tensor:
@@ -168,11 +167,11 @@ class TimedStream(TrainingSet):
     def steps(self) -> int:
         return self.timed + self.warm_up
 
-    def batches(self, first: int, last: int) -> Iterator[TrainingBatch]:
+    def batches(self, first: int, last: int, first_step: int = 0) -> Generator[TrainingBatch]:
         for step in range(self.steps()):
             if step == self.warm_up:
                 self.clock.append(timer())
-            yield TrainingBatch(epoch=first, images=self.images, positions=self.positions)
+            yield TrainingBatch(epoch=first, step=step, images=self.images, positions=self.positions)
         self.clock.append(timer())
 
     @property
