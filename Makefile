@@ -11,7 +11,7 @@ OLDEST := .venv-oldest
 # Tests of one group (those on a Slurm cluster) run in one process.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: install demo test test-all test-oldest cluster-test gpu-check lint clean help
+.PHONY: install demo test test-all test-oldest cluster-test faults gpu-check lint clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ $(OLDEST)/ready: Makefile
 
 cluster-test: $(READY) ## the launcher on a real Slurm of several nodes on this machine (slurm/README.md)
 	REQUIRE_SLURM=1 $(BIN)/python -m pytest tests/launch --durations=10
+
+faults: $(READY) ## attacks on small runs, for 20 minutes or FAULTS_SECONDS (docs/reliability.md)
+	$(BIN)/python tests/faults/suite.py
 
 gpu-check: $(READY) ## every check that needs a GPU, and its benchmarks, into gpu-check/
 	.ci/gpu-check $(BIN)/python gpu-check

@@ -1,8 +1,10 @@
 """The command line. Heavy libraries are imported inside the commands that need them, so that help is quick."""
 
 import errno
+import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -15,17 +17,22 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
-from delt_hpc.options import Classes, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
+from delt_hpc.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION
 
-# Errors of the disk that may come at any moment, and what to do. Files are never left half-written.
+# Errors of the file system that may come at any moment, and what to do. Files are never left half-written.
 _DISK = {
     errno.ENOSPC: "free space on the disk",
     errno.EDQUOT: "free space within your quota",
     errno.EROFS: "give a run folder on a disk that can be written to (--run)",
     errno.EACCES: "give a run folder that you may write to (--run)",
+    errno.ENOTDIR: "give a folder (--run)",
+    errno.ENAMETOOLONG: "give shorter names",
+    errno.ELOOP: "remove the link that leads to itself",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "wait until the file server answers again",
 }
 
 app = typer.Typer(
@@ -110,37 +117,71 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")]) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A distilled data set.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode every image.")] = False,
+    as_json: Json = False,
+) -> None:
     """Check that a distilled data set is complete and unchanged. Exit code 1 if not; every fault is listed."""
     from delt_hpc.distilled import manifest  # noqa: PLC0415
 
-    found = manifest.problems(folder)
-    for line in found:
-        typer.echo(line)
+    found = manifest.problems(folder, deep=deep)
     images = len(manifest.read_manifest(folder))
-    typer.echo(f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, no faults")
+    last = f"{folder}: {len(found)} faults" if found else f"{folder}: {images} images, no faults"
+    facts = {"folder": str(folder), "images": images, "faults": found}
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join([*found, last]))
     raise typer.Exit(1 if found else 0)
 
 
+@app.command("config")
+def show_config(config: Source, overrides: Set = None) -> None:
+    """Print the resolved configuration: the method's preset, the recipe or file, and every default."""
+    from delt_hpc.config.load import dump_config, load_config  # noqa: PLC0415
+
+    typer.echo(dump_config(load_config(config, overrides or ())), nl=False)
+
+
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None) -> None:
+def check(config: Source, overrides: Set = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Read every image of the data set once and list all problems. Exit code 1 if a run would stop at one."""
+    from delt_hpc.config.load import load_config  # noqa: PLC0415
+
+    loaded = load_config(config, overrides or ())
+    from delt_hpc.data import check as checking  # noqa: PLC0415
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
+
+    result = checking.check(loaded, Reporter(quiet=quiet))
+    typer.echo(json.dumps(asdict(result), indent=2) if as_json else "\n".join(checking.lines(loaded, result)))
+    raise typer.Exit(1 if result.errors else 0)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None, as_json: Json = False
+) -> None:
     """List the recipes, or print one to save and edit."""
     from delt_hpc.config import recipes as shipped  # noqa: PLC0415
 
     if name:
-        typer.echo(shipped.text(name), nl=False)
+        typer.echo(json.dumps(shipped.load(name), indent=2) + "\n" if as_json else shipped.text(name), nl=False)
         return
     listed = shipped.names()
+    if as_json:
+        typer.echo(json.dumps([asdict(recipe) for recipe in listed], indent=2))
+        return
     width = max(len(recipe.name) for recipe in listed)
     for recipe in listed:
         typer.echo(f"{recipe.name:{width}}  ipc {recipe.ipc:3}  {recipe.title}")
 
 
 @app.command()
-def datasets() -> None:
+def datasets(as_json: Json = False) -> None:
     """List the registered data sets."""
     from delt_hpc.data.catalog.specs import SPECS  # noqa: PLC0415
 
+    if as_json:
+        typer.echo(json.dumps([spec.to_json() for spec in SPECS.values()], indent=2))
+        return
     for spec in SPECS.values():
         typer.echo(
             f"{spec.name:15} {spec.classes:5} classes  {spec.size:3} px (from {spec.resize})"
@@ -149,11 +190,20 @@ def datasets() -> None:
 
 
 @app.command()
-def models() -> None:
-    """List the networks."""
+def models(
+    teachers: Annotated[bool, typer.Option("--teachers", help="Only those that can be teachers.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the networks. Others are named timm/NAME or package.module:function. Teachers need BatchNorm2d."""
     from delt_hpc.models import registry as networks  # noqa: PLC0415
 
-    typer.echo("\n".join(networks.names()))
+    names = networks.teacher_names() if teachers else networks.names()
+    if as_json:
+        can_teach = set(networks.teacher_names())
+        rows = [{"name": name, "can_be_teacher": name in can_teach} for name in names]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    typer.echo("\n".join(names))
 
 
 Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
@@ -221,17 +271,16 @@ def _execute(
     only = trials.find(trial, config.evaluate) if trial is not None else None
     # Slow imports: after the configuration's errors are reported.
     from delt_hpc import pipeline  # noqa: PLC0415
+    from delt_hpc.data.check import summary  # noqa: PLC0415
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
     try:
         context = pipeline.open_run(config, root, Reporter(quiet=quiet))
         with stop.on_signal():
+            if stages is None:
+                for line in summary(config, context.dataset):
+                    context.reporter.say(line)
             pipeline.run_stages(context, stages or config.stages, wanted, only)
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
-        sys.exit(2)
     except KeyboardInterrupt:  # typer would not pass it on to `main`
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None
@@ -259,6 +308,11 @@ def main() -> None:
         app()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        sys.stderr.write(f"error: {error}\n  to do:    {_DISK[error.errno]}; then the same command resumes\n")
         sys.exit(2)
 
 

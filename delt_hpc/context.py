@@ -17,13 +17,12 @@ from delt_hpc.data.bad_files import BadFile
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.loader import LoaderConfig, ValidationSet
 from delt_hpc.errors import UserError, some
-from delt_hpc.run import timing
+from delt_hpc.run import checksums, timing
+from delt_hpc.run.checkpoint import DamagedCheckpointError, check_checkpoint
 from delt_hpc.run.folder import (
     CHECKPOINT,
     RunFolder,
-    broken_files,
     check_stamp,
-    file_sizes,
     is_done,
     mark_done,
     remove_leftovers,
@@ -84,15 +83,15 @@ class StageFolder:
         """
         self.path, self._context, self._stage = path, context, stage
         self._identity = stage_identity(context.config, stage, context.run) if stamped else None
-        if self._identity is not None:
+        if self._identity is not None and not checksums.has_damaged_stamp(path):
             check_stamp(path, self._identity)
         self._began = time.perf_counter()
 
     def done(self) -> bool:
-        """Whether the work is finished. If files of finished work are lost, moves the folder aside: not finished."""
+        """Whether the work is finished. Finished work with lost or changed files is moved aside: not finished."""
         if not is_done(self.path):
             return False
-        faults = broken_files(self.path)
+        faults = checksums.faults(self.path)
         if faults:
             self.set_aside(faults)
         return not faults
@@ -109,6 +108,21 @@ class StageFolder:
     def checkpoint(self) -> Path:
         """The state of unfinished work; `finish` deletes it."""
         return self.path / CHECKPOINT
+
+    def usable_checkpoint(self) -> Path:
+        """The path of the checkpoint of a training; a damaged file there is set aside first."""
+        try:
+            check_checkpoint(self.checkpoint)
+        except DamagedCheckpointError as error:
+            self.set_checkpoint_aside(error)
+        return self.checkpoint
+
+    def set_checkpoint_aside(self, reason: Exception) -> None:
+        """Move the damaged checkpoint to broken/ and say why; the work then starts again."""
+        target = set_aside(self._context.run, self.checkpoint)
+        self._context.reporter.say(
+            f"{self._stage}: {self.checkpoint} {reason}, so this work starts again; the damaged file is now {target}"
+        )
 
     def start(self) -> None:
         """Stamp the folder, remove what killed processes left there, and start the clock."""
@@ -143,19 +157,28 @@ class StageFolder:
         """Write the table of the unreadable files of each split that were skipped; no table where there are none."""
         bad_files.write(self.path / f"{prefix}{bad_files.TABLE}", files)
 
-    def finish(self, facts: dict[str, Any] | None = None) -> None:
-        """Mark the folder as done, listing its files, and delete its checkpoint."""
-        mark_done(self.path, {**(facts or {}), "files": file_sizes(self.path)})
+    def finish(self, facts: dict[str, Any] | None = None, beside: Sequence[Path] = ()) -> None:
+        """Mark the folder as done, listing the checksums of its files, and delete its checkpoint.
+
+        Args:
+            beside: files of the stage that are not in its folder.
+        """
+        files = checksums.listing(self.path) | checksums.listing(self.path, beside)
+        mark_done(self.path, {**(facts or {}), checksums.FILES: files})
         self.checkpoint.unlink(missing_ok=True)
 
     @contextmanager
     def whole(self) -> Iterator[Path]:
-        """A temporary folder that becomes this one, stamped and marked as done, once the block has ended."""
+        """A temporary folder that becomes this one, stamped and marked as done, once the block has ended.
+
+        The marker lists the checksums of the files at the top of the folder. Those in its folders have a manifest.
+        """
         with writing_folder(self.path) as folder:
             yield folder
             if self._identity is not None:
                 stamp(folder, self._identity)
-            mark_done(folder)
+            top = sorted(path for path in folder.iterdir() if path.is_file())
+            mark_done(folder, {checksums.FILES: checksums.listing(folder, top)})
 
 
 def choose_device(machine: Machine) -> torch.device:

@@ -10,9 +10,11 @@ from delt_hpc.context import Context, choose_device
 from delt_hpc.data import loader
 from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
+from delt_hpc.keyed_random import digest
 from delt_hpc.models import registry, weights
-from delt_hpc.run import stop
-from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, write_text
+from delt_hpc.run import checksums, stop
+from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
+from delt_hpc.run.lock import locked
 from delt_hpc.run.progress import Reporter
 from delt_hpc.stages.aggregate import aggregate
 from delt_hpc.stages.evaluate import evaluate
@@ -22,6 +24,8 @@ from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
 from delt_hpc.training.trial import Trial
+
+_LOCKS = 2**30  # of a stage: more than there are classes
 
 
 def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
@@ -33,6 +37,8 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     device = choose_device(config.machine)
     loader.check(config.machine.loader, device)
     run = RunFolder(root)
+    if root.exists() and not root.is_dir():
+        raise UserError("is not a folder", where=str(root), remedy="give another run folder (--run)")
     dataset = prepare(config, run)
     classes, size = len(dataset.classes), dataset.spec.size
     teacher = config.teacher
@@ -45,17 +51,19 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
         if path and not path.is_file():
             raise UserError("there is no such file", where=f"{key}: {path}", remedy=f"correct {key}")
     for stage, folder in stage_folders(run):
-        check_stamp(folder, stage_identity(config, stage, run))
+        if not checksums.has_damaged_stamp(folder):
+            check_stamp(folder, stage_identity(config, stage, run))
     text = dump_config(config)
     if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
         write_text(run.config, text)
+    watch(run.root)
     return Context(config, run, dataset, device, reporter)
 
 
 def run_stages(
     context: Context, stages: Sequence[Stage], classes: ClassRange | None = None, trial: Trial | None = None
 ) -> None:
-    """Run the stages in the pipeline's order; a finished one is skipped.
+    """Run the stages in the pipeline's order; a finished one is skipped. Two processes never do the same work at once.
 
     Args:
         classes: the range that rank and recover work on; the other stages always work on all classes.
@@ -68,17 +76,36 @@ def run_stages(
         if stage not in stages:
             continue
         stop.check()
-        if stage == "squeeze":
-            squeeze(context)
-        elif stage == "rank":
-            rank(context, classes)
-        elif stage == "select":
-            select(context)
-        elif stage == "recover":
-            recover(context, classes)
-        elif stage == "aggregate":
-            aggregate(context)
-        elif stage == "evaluate":
-            evaluate(context, trial)
-        else:
-            report(context)
+
+        def waits(stage: Stage = stage) -> None:
+            context.reporter.say(f"{stage}: waiting for another process that works on this stage of the run")
+
+        first, count = _lock_range(stage, classes, trial)
+        with locked(context.run.locks / stage, first, count, waits):
+            _run(context, stage, classes, trial)
+
+
+def _lock_range(stage: Stage, classes: ClassRange | None, trial: Trial | None) -> tuple[int, int]:
+    """The numbers of the stage's lock that stand for the work: classes, or a hash of the trial; all unless given."""
+    if stage in ("rank", "recover") and classes:
+        return classes.first, len(classes.indices)
+    if stage == "evaluate" and trial:
+        return int.from_bytes(digest(trial.id)[:4], "big") % _LOCKS, 1
+    return 0, _LOCKS
+
+
+def _run(context: Context, stage: Stage, classes: ClassRange | None, trial: Trial | None) -> None:
+    if stage == "squeeze":
+        squeeze(context)
+    elif stage == "rank":
+        rank(context, classes)
+    elif stage == "select":
+        select(context)
+    elif stage == "recover":
+        recover(context, classes)
+    elif stage == "aggregate":
+        aggregate(context)
+    elif stage == "evaluate":
+        evaluate(context, trial)
+    else:
+        report(context)

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,14 +21,16 @@ from PIL import Image
 
 from delt_hpc import cli
 from delt_hpc.config import recipes
+from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import STAGES
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.index import ClassMap
 from delt_hpc.distilled import manifest
+from delt_hpc.launch import environment
 from delt_hpc.models import registry
 from delt_hpc.version import VERSION
 
-COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models")
+COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models", "check", "config")
 
 
 def inside(folder: Path) -> list[str]:
@@ -55,7 +59,7 @@ def test_every_command_has_help(command: str, program: Program) -> None:
     assert answer.code == 0
     assert "Usage" in answer.out
     assert ("--classes" in answer.out) == (command in ("rank", "recover"))
-    assert ("--set" in answer.out) == (command == "run" or command in STAGES)
+    assert ("--set" in answer.out) == (command in ("run", "check", "config", *STAGES))
 
 
 def test_the_version(program: Program) -> None:
@@ -82,6 +86,34 @@ def test_the_data_sets_are_listed(program: Program) -> None:
 
 def test_the_networks_are_listed(program: Program) -> None:
     assert program("models") == (0, "\n".join(registry.names()) + "\n", "")
+    assert program("models", "--teachers") == (0, "\n".join(registry.teacher_names()) + "\n", "")
+
+
+def test_lists_as_json(program: Program) -> None:
+    def listed(*arguments: str) -> Any:
+        answer = program(*arguments, "--json")
+        assert (answer.code, answer.err) == (0, "")
+        return json.loads(answer.out)
+
+    assert listed("recipes") == [asdict(recipe) for recipe in recipes.names()]
+    assert listed("recipes", "digits") == recipes.load("digits")
+    assert [spec["name"] for spec in listed("datasets")] == list(SPECS)
+    networks = {row["name"]: row["can_be_teacher"] for row in listed("models")}
+    assert tuple(networks) == registry.names()
+    assert (networks["resnet18"], networks["vit_b_16"]) == (True, False)
+
+
+def test_the_doctor_s_findings_as_json(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [environment.Finding("OK", "disk"), environment.Finding("error", "no compiler", "install one")]
+    monkeypatch.setattr(environment, "examine", lambda: iter(findings))
+    answer = program("doctor", "--json")
+    assert (answer.code, json.loads(answer.out)) == (1, [asdict(finding) for finding in findings])
+
+
+def test_the_resolved_configuration_is_printed(program: Program) -> None:
+    answer = program("config", "digits", "--set", "method=cda")
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out == dump_config(load_config("digits", ["method=cda"]))
 
 
 def test_light_commands_load_no_heavy_library() -> None:
@@ -219,13 +251,23 @@ def whole(tmp_path: Path) -> Path:
             digest = hashlib.sha256((folder / file).read_bytes()).hexdigest()
             rows.append((file, digest, class_index, name, number, "", 0, 10, 0.5, 0.5))
     classes.write(folder / manifest.CLASSES)
-    (folder / manifest.FACTS).write_text(json.dumps({"ipc": 2, "spec": {"classes": 2, "size": 8}}))
+    (folder / manifest.FACTS).write_text(
+        json.dumps({"ipc": 2, "spec": SPECS["digits"].to_json() | {"classes": 2, "size": 8}})
+    )
+    (folder / manifest.CARD).write_text("# a card")
     pd.DataFrame(rows, columns=list(manifest.COLUMNS)).to_csv(folder / manifest.MANIFEST, index=False)
     return folder
 
 
 def test_a_whole_set_has_no_faults(whole: Path, program: Program) -> None:
     assert program("verify", whole) == (0, f"{whole}: 4 images, no faults\n", "")
+
+
+def test_faults_as_json(whole: Path, program: Program) -> None:
+    assert json.loads(program("verify", whole, "--json").out) == {"folder": str(whole), "images": 4, "faults": []}
+    (whole / "00010" / "00000.png").unlink()
+    answer = program("verify", whole, "--json")
+    assert (answer.code, json.loads(answer.out)["faults"]) == (1, ["00010/00000.png: missing"])
 
 
 def test_every_fault_of_a_damaged_set_is_named(whole: Path, program: Program) -> None:
@@ -259,3 +301,15 @@ def test_a_damaged_manifest_is_no_set(content: bytes, whole: Path, program: Prog
     answer = program("verify", whole)
     assert answer.code == 2
     assert answer.err.startswith(f"error: {whole / manifest.MANIFEST}: ")
+
+
+def test_a_run_folder_that_is_a_file_or_has_too_long_a_name_is_an_error(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = program("run", "digits", "--run", "file")
+    assert (answer.code, answer.err.partition("\n")[0]) == (2, "error: file: is not a folder")
+    answer = program("run", "digits", "--run", "file/below")
+    assert answer.code == 2
+    assert answer.err.startswith("error: ")
+    answer = program("run", "digits", "--run", "x" * 300)
+    assert answer.code == 2
+    assert "File name too long" in answer.err

@@ -3,8 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from delt_hpc.config.network_name import in_file_names
 from delt_hpc.config.schema import Config, Data, Recover, Teacher
 from delt_hpc.errors import some
+
+MAX_ROUNDS = 1000
 
 
 def contradictions(config: Config) -> list[tuple[str, str]]:
@@ -21,14 +24,15 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
 def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
     total, length = recover.iterations, recover.round_length
     if total % length:
-        # Pairs of divisors; the limit keeps absurd numbers of iterations fast.
-        small = [d for d in range(1, min(math.isqrt(total), 10**5) + 1) if total % d == 0]
+        small = [d for d in range(1, math.isqrt(total) + 1) if total % d == 0]
         divisors = {*small, *(total // d for d in small)}
         near = sorted(sorted(divisors, key=lambda d: abs(d - length))[:4])
         yield (
             "recover.round_iterations",
             f"{length} does not divide recover.iterations = {total}; use a divisor such as {some(near)}",
         )
+    elif recover.rounds > MAX_ROUNDS:
+        yield "recover.round_iterations", f"{length} gives {recover.rounds} rounds; at most {MAX_ROUNDS} are possible"
     elif recover.batching == "mixed" and recover.rounds > 1:
         yield "recover.batching", "`mixed` batches have a single round; set recover.round_iterations: null"
     if recover.engine == "reference":
@@ -97,3 +101,7 @@ def _lists(config: Config) -> Iterator[tuple[str, str]]:
         twice = sorted({str(item) for item in items if list(items).count(item) > 1})
         if twice:
             yield key, f"contains {some(twice)} more than once"
+    folders = [in_file_names(student) for student in set(evaluate.students)]
+    shared = sorted({folder for folder in folders if folders.count(folder) > 1})
+    if shared:
+        yield "evaluate.students", f"several students would share the folders evaluate/{some(shared)}-*; rename one"

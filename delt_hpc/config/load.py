@@ -4,18 +4,20 @@ import difflib
 import functools
 import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from delt_hpc.config import recipes
+from delt_hpc.config import methods, recipes
 from delt_hpc.config.contradictions import contradictions
 from delt_hpc.config.schema import SECTIONS, Config
 from delt_hpc.errors import UserError
 
 Tree = dict[str, Any]
+_MAX_CHARACTERS, _MAX_NODES = 2**20, 50_000  # of a YAML text
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
@@ -41,7 +43,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
 def _preset(tree: Tree) -> Tree:
     """The preset of the method that `tree` names; empty if it names none."""
     method = tree.get("method")
-    return recipes.method(method) if method in recipes.METHODS else {}
+    return methods.load(method).values if method in methods.names() else {}
 
 
 def parse_config(tree: Tree, where: str, origin: dict[str, str] | None = None) -> Config:
@@ -82,7 +84,18 @@ def merge(below: Tree, above: Tree) -> Tree:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that rejects duplicate keys and reads 1e-3 as a number, as YAML 1.2 does."""
+    """SafeLoader that rejects duplicate keys and reads 1e-3 as a number, as YAML 1.2 does.
+
+    It also rejects documents that are far larger than a configuration, with all aliases written out.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > _MAX_NODES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MAX_NODES} values, or an alias inside its own anchor", node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
@@ -95,6 +108,16 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of nodes below and with `node`, aliases written out; too many if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_NODES + 1  # found again below itself
+        below = node.value if isinstance(node, yaml.CollectionNode) else ()
+        flat = chain.from_iterable(below) if isinstance(node, yaml.MappingNode) else below
+        known[id(node)] = 1 + sum(_size(inner, known) for inner in flat)
+    return known[id(node)]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -111,14 +134,23 @@ def parse_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: the text is not valid YAML, or has duplicate keys.
-        ValueError: an invalid scalar, e.g. the date 2024-13-45.
+        ValueError: an invalid scalar, e.g. the date 2024-13-45; or the text is too long or nested too deeply.
     """
-    return yaml.load(text, Loader=_Loader)
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"more than {_MAX_CHARACTERS} characters")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _read(source: str) -> tuple[Tree, str]:
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=f"{source[:80]}...") from None
+    if is_folder:
         path = path / "config.yaml"
         if not path.exists():
             raise UserError(
@@ -129,7 +161,11 @@ def _read(source: str) -> tuple[Tree, str]:
     looks_like_file = path.suffix in (".yaml", ".yml") or path.exists()
     if not looks_like_file:
         return recipes.load(source), f"recipe {source}"
+    if path.exists() and not path.is_file():
+        raise UserError("is not a regular file", where=source, expected="a YAML file")
     try:
+        if path.stat().st_size > _MAX_CHARACTERS:
+            raise ValueError(f"more than {_MAX_CHARACTERS} bytes")
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(

@@ -8,8 +8,11 @@ between two calls on the same run folder.
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from delt_hpc.config import methods, network_name
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -22,13 +25,33 @@ Precision = Literal["auto", "float32", "bfloat16"]
 ScorePrecision = Literal["auto", "float32", "bfloat16", "float16"]
 RecoverPrecision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 
-Positive = Annotated[int, Field(ge=1)]
+# The upper limits are far above all sensible values; they refuse typing errors that would take for ever.
+Positive = Annotated[int, Field(ge=1, le=10**6)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Crop = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _known_method(name: str) -> str:
+    problem = methods.unknown(name)
+    if problem:
+        # The message is a template of pydantic, where braces have a meaning.
+        raise PydanticCustomError("unknown_method", "{problem}", {"problem": problem})
+    return name
+
+
+def _network_name(name: str) -> str:
+    if not network_name.is_network(name):
+        raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
+    return name
+
+
+NetworkName = Annotated[str, AfterValidator(_network_name)]
+MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 def free(default: Any, description: str) -> Any:
@@ -63,10 +86,8 @@ class Data(Section):
         None, "class folders to use, in this order; default: all of them, sorted by name"
     )
     num_classes: Positive | None = value(None, "expected number of classes; default: that of the data set")
-    size: Positive | None = value(
-        None, "height and width of the networks' input, pixels; default: that of the data set"
-    )
-    resize: Positive | None = value(
+    size: Pixels | None = value(None, "height and width of the networks' input, pixels; default: that of the data set")
+    resize: Pixels | None = value(
         None,
         "length of the shorter side before the centre crop, pixels; default: that of the data set, or size // 7 * 8",
     )
@@ -81,7 +102,7 @@ class Data(Section):
 
 
 class Teacher(Section):
-    model: Name = value("convnet3", "a network that `delt-hpc models` lists")
+    model: NetworkName = value("convnet3", f"the network: {network_name.EXPECTED}")
     source: Literal["train", "torchvision", "checkpoint"] = value(
         "train", "origin of the weights: trained in this run, torchvision's, or a file"
     )
@@ -95,7 +116,7 @@ class Squeeze(Section):
     epochs: Positive = value(100, "passes over the training images")
     batch_size: Positive = value(128, "images per step")
     lr: Rate = value(0.1, "peak learning rate of SGD with Nesterov momentum; cosine decay to zero")
-    warmup_epochs: Annotated[int, Field(ge=0)] = value(5, "epochs of linear warm-up")
+    warmup_epochs: Annotated[int, Field(ge=0, le=10**6)] = value(5, "epochs of linear warm-up")
     momentum: Probability = value(0.9, "Nesterov momentum of SGD; 0: none")
     weight_decay: NotNegative = value(5e-4, "L2 penalty; not applied to biases and BatchNorm")
     label_smoothing: Probability = value(0.0, "label smoothing of the cross-entropy")
@@ -164,7 +185,9 @@ class Recover(Section):
     )
     min_crop: Crop = value(0.08, "area of the smallest crop, as a share of the image")
     milestone: Annotated[float, Field(gt=0, le=1)] = value(1.0, "share of the run after which min_crop is reached")
-    jitter: Annotated[int, Field(ge=0)] = value(0, "largest random shift (torch.roll) in each direction, pixels")
+    jitter: Annotated[int, Field(ge=0, le=4096)] = value(
+        0, "largest random shift (torch.roll) in each direction, pixels"
+    )
     image_format: Literal["jpeg", "png", "jpeg75"] = value(
         "jpeg", "jpeg: quality 95, 4:4:4; png: lossless; jpeg75: as published"
     )
@@ -181,8 +204,8 @@ class Recover(Section):
 
 
 class Evaluate(Section):
-    students: Annotated[list[Name], Field(min_length=1)] = free(
-        ["convnet3"], "networks to train from scratch (`delt-hpc models`)"
+    students: Annotated[list[NetworkName], Field(min_length=1)] = free(
+        ["convnet3"], "networks to train from scratch, named as in teacher.model"
     )
     seeds: Annotated[list[int], Field(min_length=1)] = free(
         [3407, 4663, 2897], "one training per seed, student and arm"
@@ -216,17 +239,17 @@ class Machine(Section):
 
     device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU if there is one, else the CPU")
     loader: Loader = free("auto", "image decoder; auto: DALI, but torchvision (PIL) for training images on a CPU")
-    workers: Annotated[int, Field(ge=0)] | None = free(
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = free(
         None, "processes that read images; default: the number of available CPUs, at most 8"
     )
-    cache_mib: Annotated[int, Field(ge=0)] = free(2048, "memory for keeping decoded images between epochs, MiB")
+    cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
+        2048, "memory for keeping decoded images between epochs, MiB"
+    )
 
 
 class Config(Section):
     name: Name = free("digits", "name of the run; its folder is runs/<name> unless --run is given")
-    method: Literal["delt", "cda", "sre2l"] = free(
-        "delt", "method whose preset supplies the defaults (config/recipes/methods/)"
-    )
+    method: MethodName = free("delt", "method whose preset supplies the defaults (config/recipes/methods/)")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = value(0, "seed of every random draw")
     data: Data = Data()
     teacher: Teacher = Teacher()

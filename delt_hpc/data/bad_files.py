@@ -50,6 +50,11 @@ class BadFiles:
         self.skipped += bad
 
     @property
+    def skips(self) -> bool:
+        """Whether unreadable files are skipped."""
+        return self._on_bad == "skip"
+
+    @property
     def files(self) -> list[BadFile]:
         """Each skipped file once, in order of position."""
         return sorted({file.position: file for file in self.skipped}.values(), key=lambda file: file.position)

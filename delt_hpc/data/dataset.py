@@ -1,8 +1,10 @@
 """A run's data set: found, checked and recorded in the run folder once; every stage opens that record."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from delt_hpc.config.schema import Config, Data, is_free
 from delt_hpc.data import measure
@@ -11,7 +13,15 @@ from delt_hpc.data.catalog.specs import DatasetSpec, resolve
 from delt_hpc.data.index import ClassMap, Index, class_folders, from_pairs, scan
 from delt_hpc.errors import UserError, some
 from delt_hpc.keyed_random import digest
-from delt_hpc.run.folder import RunFolder, differences, read_json, write_json
+from delt_hpc.run import checksums
+from delt_hpc.run.folder import RunFolder, differences, read_json
+
+_REMEDY = "delete dataset.json; the next command scans the data set again and compares it with what the run has made"
+# Names that files beside the class folders have, in selected/ and distilled/.
+RESERVED = frozenset(
+    ("manifest.csv", "dataset.json", "classes.csv", "README.md", "selected.csv", "done.json", "made_by.json")
+)
+MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,18 +41,20 @@ def prepare(config: Config, run: RunFolder) -> Dataset:
 
     Raises:
         UserError: the data set is not found, differs from the configuration, overlaps the run folder, or has a class
-            with fewer than `select.ipc` images.
+            with fewer than `select.ipc` images; or its record was changed.
     """
     _refuse_overlap(config, run)
     if not run.dataset.exists():
         _set_up(config, run)
-    found = differences(read_json(run.dataset)["made_with"], _values(config))
+    record = checksums.read_sealed(run.dataset, _REMEDY)
+    found = differences(record["made_with"], _values(config))
     if found:
         raise UserError(
             "was set up with another configuration:\n    " + "\n    ".join(found),
             where=str(run.root),
             remedy="choose another run folder (--run) or restore the value",
         )
+    _require_unchanged(run, record)
     dataset = open_dataset(config, run)
     _refuse_small_classes(config, dataset)
     return dataset
@@ -59,23 +71,34 @@ def open_dataset(config: Config, run: RunFolder) -> Dataset:
     )
 
 
-def _set_up(config: Config, run: RunFolder) -> None:
-    data, root = config.data, root_of(config.data)
+def locate(data: Data) -> tuple[list[str], Index, Index]:
+    """The class folders, the training images and the validation images; a known data set is set up first.
+
+    Raises:
+        UserError: the data set is not found, or a class has no images.
+    """
+    root = root_of(data)
     sources.provide(data.name, root, data.train, data.val)
     train_root, val_root = root / data.train, root / data.val
     present = class_folders(train_root)
     folders = data.classes or sources.subset(data.name, present) or present
-    _refuse_paths(folders)
+    _refuse_names(folders)
     train = scan(train_root, folders)
     listed = sources.listed_validation(val_root, folders)
     val = from_pairs(val_root, listed) if listed is not None else scan(val_root, folders)
+    return folders, train, val
+
+
+def _set_up(config: Config, run: RunFolder) -> None:
+    data, root = config.data, root_of(config.data)
+    folders, train, val = locate(data)
     measured = measure.colours(train, data, seed=config.seed) if data.mean == "measure" else None
     spec = resolve(data, len(folders), measured)
     classes = ClassMap(tuple(folders), tuple(names.readable(data.name, root, folders)))
     classes.write(run.classes)
     train.write(run.index("train"))
     val.write(run.index("val"))
-    write_json(
+    checksums.write_sealed(
         run.dataset,
         {
             "spec": spec.to_json(),
@@ -83,8 +106,16 @@ def _set_up(config: Config, run: RunFolder) -> None:
             "train_images": len(train),
             "val_images": len(val),
             "made_with": _values(config),
+            checksums.FILES: checksums.listing(run.root, [run.classes, run.index("train"), run.index("val")]),
         },
     )
+
+
+def _require_unchanged(run: RunFolder, record: dict[str, Any]) -> None:
+    """Refuse a class map or an index other than the one that was recorded."""
+    found = checksums.changed(run.root, record[checksums.FILES])
+    if found:
+        raise UserError(f"changed since they were written: {some(found)}", where=str(run.root), remedy=_REMEDY)
 
 
 def _values(config: Config) -> dict[str, object]:
@@ -94,11 +125,25 @@ def _values(config: Config) -> dict[str, object]:
     return values | ({"seed": config.seed} if config.data.mean == "measure" else {})
 
 
-def _refuse_paths(folders: Sequence[str]) -> None:
-    """A class is one folder below the split, and later one folder below distilled/."""
+def _refuse_names(folders: Sequence[str]) -> None:
+    """A class is one folder below the split, and later one folder below selected/ and distilled/."""
     paths = [repr(folder) for folder in folders if folder in ("", ".", "..") or "/" in folder]
     if paths:
         raise UserError(f"{some(paths)} cannot name a class", where="data.classes", expected="folder names without `/`")
+    taken = [folder for folder in folders if folder in RESERVED]
+    if taken:
+        raise UserError(
+            f"the class folders {some(taken)} have the names of files of a distilled data set",
+            where="data.train",
+            remedy="rename them, or choose the class folders with data.classes",
+        )
+    long = [f"{folder[:40]}..." for folder in folders if len(os.fsencode(folder)) > MAX_NAME_BYTES]
+    if long:
+        raise UserError(
+            f"names of class folders are too long: {some(long)}",
+            where="data.train",
+            expected=f"at most {MAX_NAME_BYTES} bytes, because temporary files need longer names",
+        )
 
 
 def _refuse_overlap(config: Config, run: RunFolder) -> None:

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,10 +154,48 @@ def from_pairs(root: Path, pairs: Iterable[tuple[str, int]]) -> Index:
     return Index(root, tuple(path for path, _ in ordered), np.asarray([label for _, label in ordered], dtype=np.int64))
 
 
-def _images(root: Path, folder: str) -> Iterable[str]:
-    for parent, _, files in sorted(os.walk(root / folder, followlinks=True)):
-        below = Path(parent).relative_to(root).as_posix()
-        yield from (f"{below}/{name}" for name in sorted(files) if name.lower().endswith(EXTENSIONS))
+def _images(root: Path, folder: str) -> Iterator[str]:
+    """Paths below `root` of the image files of a class; none if there is no such folder.
+
+    Raises:
+        UserError: a folder cannot be read, links form a loop, or a file is a pipe, socket or device.
+    """
+    files: dict[str, list[str]] = {}
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [(folder, ())]
+    while waiting:
+        parent, above = waiting.pop()
+        try:
+            status = (root / parent).stat()
+            entries = sorted(os.scandir(root / parent), key=lambda entry: entry.name)
+        except OSError as error:
+            if not above and isinstance(error, FileNotFoundError | NotADirectoryError):
+                return
+            raise UserError(
+                f"cannot be read: {error.strerror}", where=str(root / parent), remedy="make it readable, or remove it"
+            ) from None
+        key = (status.st_dev, status.st_ino)
+        if key in above:
+            raise UserError("is a link to a folder above it", where=str(root / parent), remedy="remove the link")
+        for entry in entries:
+            if entry.is_dir():
+                waiting.append((f"{parent}/{entry.name}", (*above, key)))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                if not entry.is_file():
+                    _refuse_special(entry)
+                files.setdefault(parent, []).append(entry.name)
+    for parent in sorted(files):
+        yield from (f"{parent}/{name}" for name in files[parent])
+
+
+def _refuse_special(entry: os.DirEntry[str]) -> None:
+    """A broken link is an unreadable file like others; reading from a pipe would wait for ever."""
+    try:
+        entry.stat()
+    except OSError:
+        return
+    raise UserError(
+        "is a pipe, a socket or a device", where=entry.path, expected="regular image files", remedy="remove it"
+    )
 
 
 def _refuse_undecodable_names(root: Path, paths: Sequence[str]) -> None:

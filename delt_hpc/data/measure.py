@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from delt_hpc.config.schema import Data, OnBad
@@ -29,12 +30,9 @@ def colours(train: Index, data: Data, seed: int) -> tuple[Colour, Colour]:
     Raises:
         UserError: the image size is unknown, an image is unreadable, or a channel has the same value everywhere.
     """
-    size = image_size(data)
-    sample = np.sort(permutation(len(train), seed, "measure", "colours")[:MAX_IMAGES])
-    counts = _histogram([train.root / train.paths[position] for position in sample.tolist()], size, data.on_bad)
-    frequencies = counts / counts.sum(axis=1, keepdims=True)
-    mean = frequencies @ _VALUES
-    std = np.sqrt((frequencies * (_VALUES - mean[:, None]) ** 2).sum(axis=1))
+    sample = sampled_positions(len(train), seed)
+    paths = [train.root / train.paths[position] for position in sample.tolist()]
+    mean, std = moments(_histogram(paths, image_size(data), data.on_bad))
     constant = [channel for channel, deviation in zip(("red", "green", "blue"), std, strict=True) if deviation == 0]
     if constant:
         raise UserError(
@@ -43,7 +41,25 @@ def colours(train: Index, data: Data, seed: int) -> tuple[Colour, Colour]:
             expected="images with varying colours",
             remedy="check data.root and data.train, or give data.mean and data.std",
         )
-    return _colour(mean), _colour(std)
+    return colour(mean), colour(std)
+
+
+def sampled_positions(count: int, seed: int) -> np.ndarray:
+    """Positions of the images that are measured: all, or `MAX_IMAGES` selected by the seed; ascending."""
+    return np.sort(permutation(count, seed, "measure", "colours")[:MAX_IMAGES])
+
+
+def histogram(image: Image.Image, size: int) -> np.ndarray:
+    """Number of pixels with each value, int64 [3, 256], in the centre size x size of the resized image."""
+    cropped = tv.center_crop(tv.resize(image, [size], antialias=True), [size, size])
+    return np.asarray(cropped.histogram(), dtype=np.int64).reshape(3, 256)
+
+
+def moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [3] of the pixel values in 0..1 from their histogram [3, 256]."""
+    frequencies = counts / counts.sum(axis=1, keepdims=True)
+    mean = frequencies @ _VALUES
+    return mean, np.sqrt((frequencies * (_VALUES - mean[:, None]) ** 2).sum(axis=1))
 
 
 def _histogram(paths: Sequence[Path], size: int, on_bad: OnBad) -> np.ndarray:
@@ -64,10 +80,9 @@ def _histogram_of(size: int, on_bad: OnBad, path: Path) -> np.ndarray:
             return np.zeros((3, 256), dtype=np.int64)
         remedy = "repair or remove the file, or skip it with data.on_bad=skip"
         raise UserError(str(error), remedy=remedy) from None
-    cropped = tv.center_crop(tv.resize(image, [size], antialias=True), [size, size])
-    return np.asarray(cropped.histogram(), dtype=np.int64).reshape(3, 256)
+    return histogram(image, size)
 
 
-def _colour(values: np.ndarray) -> Colour:
+def colour(values: np.ndarray) -> Colour:
     red, green, blue = values.tolist()
     return red, green, blue

@@ -18,6 +18,10 @@ from delt_hpc.data.random_crop import draw_window
 Pixels = np.ndarray  # uint8 [height, width, 3]
 
 
+# What PIL raises for damaged files.
+BAD_IMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
 class BadImageError(Exception):
     """A file that cannot be read as an image; the message gives its path and the reason."""
 
@@ -31,7 +35,7 @@ def decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except BAD_IMAGE as error:
         raise BadImageError(f"{path}: {str(error) or type(error).__name__}") from None
 
 

@@ -2,15 +2,11 @@
 
 from typing import Any
 
+from delt_hpc.config import methods
 from delt_hpc.config.schema import Config
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.version import VERSION
 
-_METHODS = {
-    "delt": "DELT (arXiv 2411.19946)",
-    "cda": "CDA (arXiv 2311.18838)",
-    "sre2l": "SRe2L (arXiv 2306.13092)",
-}
 _STRATEGIES = {"medium": "middle", "top": "easiest images", "min": "hardest images"}
 
 
@@ -35,7 +31,7 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
 
 | | |
 | --- | --- |
-| method | {_METHODS[config.method]}, delt-hpc {VERSION} |
+| method | {methods.load(config.method).citation}, delt-hpc {VERSION} |
 | teacher | {_teacher(teacher)} |
 | initial images | {_start(config)} |
 | optimisation | {recover.iterations} iterations, {rounds}, Adam, lr {recover.lr:g} |

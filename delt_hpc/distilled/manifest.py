@@ -1,44 +1,60 @@
 """A distilled data set on disk: its manifest, and the check that it is complete and unchanged."""
 
 import hashlib
+import io
+import os
 import posixpath
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.index import ClassMap, Index
-from delt_hpc.data.transforms import BadImageError, decode
-from delt_hpc.errors import UserError
-from delt_hpc.run.folder import read_json
+from delt_hpc.data.transforms import BAD_IMAGE, BadImageError, decode
+from delt_hpc.errors import UserError, some
+from delt_hpc.run import checksums
+from delt_hpc.run.folder import DONE, STAMP, read_json
 
 MANIFEST, FACTS, CLASSES, CARD = "manifest.csv", "dataset.json", "classes.csv", "README.md"
 COLUMNS = (
     *("file", "sha256", "class_index", "class", "number", "source"),
     *("entry_round", "iterations", "cross_entropy", "bn_loss"),
 )
+# What is beside the class folders; the markers are those of the run folder.
+_BESIDE = frozenset((MANIFEST, FACTS, CLASSES, CARD, DONE, STAMP))
 _TYPES = dict.fromkeys(("file", "sha256", "class", "source"), str) | dict.fromkeys(("class_index", "number"), np.int64)
+_REMEDY = "run the stage `aggregate` again: it sets a damaged set aside and makes it again"
 Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """The values of dataset.json that the check needs."""
+    """The values of dataset.json that the check needs; `files`: checksums of the other files beside the folders."""
 
     ipc: int
     classes: int
     size: int
+    files: checksums.Listing
 
     @staticmethod
     def read(path: Path) -> "_Facts":
         content = read_json(path)
+        if isinstance(content, dict) and (checksums.CHECKSUM in content or checksums.FILES in content):
+            content = checksums.read_sealed(path, "")
         try:
-            return _Facts(content["ipc"], content["spec"]["classes"], content["spec"]["size"])
-        except (KeyError, TypeError):
-            raise UserError("is damaged", where=str(path), expected="ipc, spec.classes and spec.size") from None
+            spec, ipc = DatasetSpec.from_json(content["spec"]), content["ipc"]
+            numbers = (*spec.mean, *spec.std)
+            if not all(np.isfinite(numbers)) or min(ipc, spec.classes, spec.size, *spec.std) <= 0:
+                raise ValueError
+            return _Facts(ipc, spec.classes, spec.size, content.get(checksums.FILES, {}))
+        except (KeyError, TypeError, ValueError):
+            raise UserError("is damaged", where=str(path), expected="ipc and spec") from None
 
 
 def read_manifest(folder: Path) -> pd.DataFrame:
@@ -48,6 +64,8 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         UserError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
+    if path.exists() and not path.is_file():
+        raise UserError("is not a regular file", where=str(path))
     try:
         table = pd.read_csv(path, dtype=_TYPES, keep_default_na=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -70,11 +88,14 @@ def index(folder: Path) -> Index:
     return Index(folder, tuple(table["file"]), table["class_index"].to_numpy("int64", copy=True))
 
 
-def problems(folder: Path) -> list[str]:
+def problems(folder: Path, *, deep: bool = False) -> list[str]:
     """All defects of a distilled data set, one line each; empty if it is complete and unchanged.
 
-    Every class of the class map must have exactly `ipc` images. Every image must exist, be unchanged (SHA-256),
-    readable and of the data set's size. There must be no other folders, and no other files in the class folders.
+    Every class of the class map must have exactly `ipc` images. Every image must be a regular file inside the data
+    set, unchanged (SHA-256) and of the data set's size. There must be nothing else in the folder.
+
+    Args:
+        deep: also decode every image.
 
     Raises:
         UserError: the manifest is missing or damaged.
@@ -83,18 +104,61 @@ def problems(folder: Path) -> list[str]:
     found: list[str] = []
     facts = _read(folder / FACTS, _Facts.read, found)
     classes = _read(folder / CLASSES, ClassMap.read, found)
+    _read(folder / CARD, Path.read_bytes, found)
+    if facts:
+        found += [line for line in checksums.changed(folder, facts.files) if not line.endswith(": missing")]
     if facts and classes:
         found += _class_faults(table, classes, facts)
+    found += _value_faults(table)
     for file, digest in zip(table["file"], table["sha256"], strict=True):
-        fault = image_fault(folder / file, facts.size if facts else None, digest)
+        fault = "not a path inside the data set" if _leaves(file) else ""
+        fault = fault or image_fault(folder / file, facts.size if facts else None, digest, deep=deep)
         if fault:
             found.append(f"{file}: {fault}")
-    return found + _unlisted(folder, set(table["file"]))
+    return found + _unlisted(folder, set(table["file"])) + _outward_links(folder)
+
+
+def faults(folder: Path) -> list[str]:
+    """All defects of the distilled set of a run: `problems`, and files that changed since `aggregate` wrote them."""
+    try:
+        return checksums.faults(folder) + problems(folder)
+    except UserError as error:
+        return [f"{Path(error.where).name}: {error.what}"]
+
+
+def require(folder: Path) -> None:
+    """Check the distilled set of a run before it is read.
+
+    Raises:
+        UserError: names every defect.
+    """
+    found = faults(folder)
+    if found:
+        raise UserError(
+            f"{len(found)} fault(s): {some(found)}",
+            where=str(folder),
+            remedy=_REMEDY,
+        )
+
+
+def require_images(folder: Path) -> None:
+    """Check the images of a distilled set whose other files are unchanged.
+
+    Raises:
+        UserError: names the images that are missing or changed.
+    """
+    table = read_manifest(folder)
+    pairs = zip(table["file"], table["sha256"], strict=True)
+    found = [
+        f"{file}: {fault}" for file, digest in pairs if (fault := image_fault(folder / file, None, digest, deep=False))
+    ]
+    if found:
+        raise UserError(f"{len(found)} image(s): {some(found)}", where=str(folder), remedy=_REMEDY)
 
 
 def _read(path: Path, read: Callable[[Path], Read], found: list[str]) -> Read | None:
-    if not path.exists():
-        found.append(f"{path.name}: missing")
+    if not path.is_file():
+        found.append(f"{path.name}: {'not a regular file' if path.exists() else 'missing'}")
         return None
     try:
         return read(path)
@@ -121,33 +185,84 @@ def _class_faults(table: pd.DataFrame, classes: ClassMap, facts: _Facts) -> list
     return found
 
 
+def _leaves(path: str) -> bool:
+    """Whether a relative path would lead out of its folder."""
+    return path.startswith("/") or ".." in path.split("/")
+
+
+def _value_faults(table: pd.DataFrame) -> list[str]:
+    found = [
+        f"{file}: {name} is {value!r}, not a finite number"
+        for name in ("entry_round", "iterations", "cross_entropy", "bn_loss")
+        for file, value in zip(table["file"], table[name], strict=True)
+        if not _is_finite(value)
+    ]
+    return found + [
+        f"{file}: its source {source!r} is not a path inside the training images"
+        for file, source in zip(table["file"], table["source"], strict=True)
+        if _leaves(source)
+    ]
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+
+
 def _unlisted(folder: Path, listed: set[str]) -> list[str]:
-    """Folders and files that ImageFolder would read as classes and images, but that the manifest does not list."""
+    """Folders and files that the manifest does not list; ImageFolder would read some of them as classes and images."""
     class_folders = {posixpath.dirname(file) for file in listed}
     found: list[str] = []
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if inner.name not in class_folders:
-            found.append(f"{inner.name}/: not in the manifest")
-            continue
-        here = [f"{inner.name}/{path.name}" for path in sorted(inner.iterdir())]
-        found += [f"{name}: not in the manifest" for name in here if name not in listed]
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            found += [] if path.name in _BESIDE else [f"{path.name}: not part of the data set"]
+        elif path.name not in class_folders:
+            found.append(f"{path.name}/: not in the manifest")
+        else:
+            here = [f"{path.name}/{inner.name}" for inner in sorted(path.iterdir())]
+            found += [f"{name}: not in the manifest" for name in here if name not in listed]
     return found
 
 
-def image_fault(path: Path, size: int | None, digest: str | None = None) -> str:
-    """The defect of an image file, empty if there is none. Without `size` or `digest`, these are not checked."""
+def _outward_links(folder: Path) -> list[str]:
+    """Links to files and folders outside the data set: they would be missing from a copy of it."""
+    root = folder.resolve()
+    links = [Path(parent, name) for parent, *inner in os.walk(folder) for name in chain(*inner)]
+    return [
+        f"{path.relative_to(folder).as_posix()}: a link that leaves the data set"
+        for path in sorted(links)
+        if path.is_symlink() and not path.resolve().is_relative_to(root)
+    ]
+
+
+def image_fault(path: Path, size: int | None, digest: str | None = None, *, deep: bool = True) -> str:
+    """The defect of an image file, empty if there is none. Without `size` or `digest`, these are not checked.
+
+    Args:
+        deep: decode the image; otherwise only its size is read.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return "not a regular file"
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        return "missing"
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        lost = isinstance(error, FileNotFoundError | NotADirectoryError)
+        return "missing" if lost else f"cannot be read: {error.strerror}"
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         return "its content has changed (SHA-256)"
     try:
-        image = decode(path)
+        width, height = decode(path).size if deep else _size(content)
     except BadImageError as error:
         return f"not a readable image: {error}"
-    if size is None or image.size == (size, size):
-        return ""
-    return f"{image.width} x {image.height} pixels, {size} x {size} expected"
+    fits = size is None or (width, height) == (size, size)
+    return "" if fits else f"{width} x {height} pixels, {size} x {size} expected"
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.size
+    except BAD_IMAGE as error:
+        raise BadImageError(str(error)) from None

@@ -7,6 +7,7 @@ which waits for the tasks: 3 running or pending, 4 failed or lost, 5 not submitt
 import json
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -203,12 +204,17 @@ def doctor(
     folder: Annotated[Path, typer.Option("--folder", help="A folder that nodes share.")] = Path("runs"),
     job: Annotated[bool, typer.Option("--job/--no-job", help="Also run a small job on a node.")] = True,
     wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for that job.")] = 300.0,
+    as_json: Json = False,
 ) -> None:
     """Check this environment, or a cluster and a profile. Exit code 1 if there is an error."""
     if cluster is None:
         findings = environment.examine()
     else:
         findings = site.examine(profile.load(cluster), folder, job=job, wait=wait)
+    if as_json:
+        found = [asdict(finding) for finding in findings]
+        typer.echo(json.dumps(found, indent=2))
+        raise typer.Exit(int(any(finding["level"] == "error" for finding in found)))
     raise typer.Exit(int(show.findings(_console(), findings)))
 
 

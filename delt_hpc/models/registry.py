@@ -1,13 +1,16 @@
-"""Networks by name: torchvision's classifiers, their variants for small images, ConvNet-3 to ConvNet-6."""
+"""Networks by name: torchvision's classifiers, their variants for small images, ConvNet-3 to ConvNet-6, and others."""
 
 import difflib
+import re
 from functools import cache
 
 import torch
 import torchvision
 from torch import nn
 
-from delt_hpc.errors import UserError
+from delt_hpc.config.network_name import TORCHVISION
+from delt_hpc.errors import UserError, some
+from delt_hpc.models import external
 from delt_hpc.models.convnet import ConvNet
 
 SMALL_STEM = "-small-stem"
@@ -18,10 +21,24 @@ AUXILIARY = ("googlenet", "inception_v3")
 
 @cache
 def names() -> tuple[str, ...]:
-    """Every name that `build` accepts."""
-    plain = tuple(torchvision.models.list_models(module=torchvision.models))
+    """The names of this package's networks and torchvision's classifiers. `build` also accepts those of others."""
+    plain = torchvision_names()
     small = tuple(name + SMALL_STEM for name in plain if _has_small_stem(name))
     return (*(f"convnet{depth}" for depth in range(3, 7)), *plain, *small)
+
+
+@cache
+def torchvision_names() -> tuple[str, ...]:
+    """The names of torchvision's classifiers."""
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+@cache
+def teacher_names() -> tuple[str, ...]:
+    """Those of `names` with BatchNorm2d, which a teacher needs."""
+    similar = {name: _similar(name) for name in names()}
+    built = {name: has_batch_norm(_without_weights(name, classes=2, size=64)) for name in set(similar.values())}
+    return tuple(name for name in names() if built[similar[name]])
 
 
 def build(name: str, classes: int, size: int) -> nn.Module:
@@ -30,9 +47,21 @@ def build(name: str, classes: int, size: int) -> nn.Module:
     `-small-stem` is the usual variant for 32 and 64 pixels: the first convolution is 3x3 with stride 1, without max
     pooling (MobileNetV2: stride 1).
 
+    Args:
+        name: one of `names`, torchvision/NAME, timm/NAME, or package.module:function; the function is called with
+            num_classes.
+
     Raises:
-        UserError: there is no such network, or images are too small for it.
+        UserError: there is no such network, it cannot be built, or images are too small for it.
     """
+    if external.is_external(name):
+        return external.build(name, classes)
+    if name.startswith(TORCHVISION):
+        given, name = name, name.removeprefix(TORCHVISION)
+        if name not in torchvision_names():
+            close = difflib.get_close_matches(name, torchvision_names(), n=3)
+            example = some(close or ["resnet18"])
+            raise UserError(f"`{given}` is not a classifier of torchvision", expected=f"e.g. {example}")
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=3)
         raise UserError(
@@ -67,9 +96,12 @@ def check(name: str, classes: int, size: int, *, where: str, needs_batch_norm: b
     try:
         network = _without_weights(name, classes, size).eval()
     except UserError as error:
-        raise UserError(error.what, where=where, expected=error.expected) from None
+        raise UserError(error.what, where=where, expected=error.expected, remedy=error.remedy) from None
     if needs_batch_norm:
         require_batch_norm(network, name, where)
+    if external.is_external(name):
+        external.check_output(network, name, classes, size, where)
+        return
     try:
         with torch.no_grad():
             network(torch.empty(2, 3, size, size, device="meta"))
@@ -77,9 +109,13 @@ def check(name: str, classes: int, size: int, *, where: str, needs_batch_norm: b
         raise UserError(f"`{name}` does not accept images of {size} x {size}: {error}", where=where) from None
 
 
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether the network has BatchNorm2d layers with running statistics."""
+    return any(isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats for layer in network.modules())
+
+
 def require_batch_norm(network: nn.Module, name: str, where: str) -> None:
-    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-    if not layers:
+    if not has_batch_norm(network):
         raise UserError(
             f"`{name}` has no BatchNorm2d with running statistics, which recovery needs",
             where=where,
@@ -88,12 +124,21 @@ def require_batch_norm(network: nn.Module, name: str, where: str) -> None:
 
 
 def _without_weights(name: str, classes: int, size: int) -> nn.Module:
-    """The network on the meta device, where tensors have shapes but no values."""
-    if name.startswith("regnet"):  # its constructor computes widths with tensors, which need values
+    """The network on the meta device, where tensors have shapes but no values; one of others on the CPU."""
+    if external.is_external(name):  # its code may need values
+        with torch.random.fork_rng(devices=[]):
+            return external.build(name, classes)
+    # A RegNet's constructor computes widths with tensors, which need values.
+    if name.removeprefix(TORCHVISION).startswith("regnet"):
         with torch.random.fork_rng(devices=[]):
             return build(name, classes, size).to("meta")
     with torch.device("meta"):
         return build(name, classes, size)
+
+
+def _similar(name: str) -> str:
+    """A network of the same layers that is quicker to build: RegNets cannot be built on the meta device."""
+    return re.sub(r"^(regnet_[xy])_.*", r"\1_400mf", name.removesuffix(SMALL_STEM))
 
 
 def _has_small_stem(name: str) -> bool:

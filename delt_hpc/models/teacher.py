@@ -7,6 +7,7 @@ from delt_hpc.data.dataset import Dataset
 from delt_hpc.errors import UserError
 from delt_hpc.models import weights
 from delt_hpc.models.registry import build
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder, is_done, read_json
 
 WEIGHTS, CARD, HISTORY = "weights.safetensors", "teacher.json", "history.csv"
@@ -16,10 +17,11 @@ def load(run: RunFolder, dataset: Dataset, device: torch.device) -> nn.Module:
     """The network that squeeze wrote to teacher/, in evaluation mode, its weights without gradients.
 
     Raises:
-        UserError: squeeze is not finished, or its files are damaged.
+        UserError: squeeze is not finished, or its files were changed.
     """
     if not is_done(run.teacher):
         raise UserError("contains no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
+    checksums.require(run.teacher, "squeeze", (CARD, WEIGHTS))
     card = read_json(run.teacher / CARD)
     network = build(card["model"], len(dataset.classes), dataset.spec.size)
     path = run.teacher / WEIGHTS

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from delt_hpc.config.network_name import TORCHVISION
 from delt_hpc.errors import UserError, some
-from delt_hpc.models.registry import AUXILIARY, SMALL_STEM
+from delt_hpc.models.registry import AUXILIARY, SMALL_STEM, torchvision_names
 from delt_hpc.run.folder import writing
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network")
@@ -91,7 +92,8 @@ def check_torchvision(name: str, weights: str, classes: int) -> Any:
     Raises:
         UserError: there are no such weights, or they do not suit the network, its input or the number of classes.
     """
-    if name.endswith(SMALL_STEM) or name not in torchvision.models.list_models(module=torchvision.models):
+    name = name.removeprefix(TORCHVISION)
+    if name.endswith(SMALL_STEM) or name not in torchvision_names():
         raise UserError(f"torchvision has no weights for `{name}`", where="teacher.weights")
     if name in AUXILIARY:
         raise UserError(

@@ -9,6 +9,8 @@ from delt_hpc.recovery import images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
+from delt_hpc.run import checksums
+from delt_hpc.run.checkpoint import DamagedCheckpointError
 from delt_hpc.run.folder import write_csv
 
 IMAGES, CURVE = "images.csv", "curve.csv"
@@ -36,10 +38,16 @@ class BatchFolder:
         return self._stage.checkpoint.exists()
 
     def load(self) -> State:
-        """The state of the batch, on the CPU: its checkpoint, or its initial images."""
+        """The state of the batch, on the CPU: its checkpoint, or its initial images.
+
+        A damaged checkpoint is set aside, and the batch starts again.
+        """
         self._stage.start()
         if self.started:
-            return State.load(self._stage.checkpoint, _CPU)
+            try:
+                return State.load(self._stage.checkpoint, _CPU)
+            except DamagedCheckpointError as error:
+                self._stage.set_checkpoint_aside(error)
         return State.start(self._initial())
 
     def save(self, state: State) -> None:
@@ -71,14 +79,18 @@ class BatchFolder:
         config, spec = self._context.config, self._context.dataset.spec
         if config.recover.init == "noise":
             return images.noise(self.batch, spec, config.seed, "noise")
-        selected = self._context.run.selected
-        return images.load_selected(self.batch, selected, selection.read(selected), spec)
+        return images.load_selected(self.batch, self._context.run.selected, self._selected(), spec)
 
     def _sources(self) -> list[str]:
         """The path of the real image that each image started from; empty strings for noise."""
         if self._context.config.recover.init == "noise":
             return [""] * len(self.batch.entries)
-        return images.source_paths(self.batch, selection.read(self._context.run.selected))
+        return images.source_paths(self.batch, self._selected())
+
+    def _selected(self) -> pd.DataFrame:
+        """The table of the selected images."""
+        checksums.require(self._context.run.selected, "select", [selection.TABLE])
+        return selection.read(self._context.run.selected)
 
     def _write_tables(self, state: State) -> None:
         recover = self._context.config.recover

@@ -25,6 +25,9 @@ def compile_with_fallback(function: Callable[P, R], *, deterministic: bool) -> C
     # Graphs that contain an autograd.Function (sums over segments) are not cached otherwise.
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     torch._dynamo.config.recompile_limit = 64  # shapes of all engines in this process
+    # Recompute activations in the backward pass from the inputs of BatchNorm, which are kept in any case, instead of
+    # storing masks and float32 activations as well. The step is bound by memory traffic.
+    torch._functorch.config.ban_recompute_used_far_apart = False
     compiled = torch.compile(function, fullgraph=True, dynamic=False if deterministic else None)
     failed = False
 

@@ -15,6 +15,7 @@ from delt_hpc.data.loader import images
 from delt_hpc.data.transforms import quantise
 from delt_hpc.keyed_random import Key, generator
 from delt_hpc.recovery.batches import Batch
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import writing_folder
 
 FOLDER = "images"
@@ -28,7 +29,9 @@ def load_selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: Dataset
         folder: selected/ of the run.
         table: the contents of its selected.csv.
     """
-    return torch.cat(list(images(folder, _rows(batch, table)["file"].tolist(), spec, 64)))
+    files = _rows(batch, table)["file"].tolist()
+    checksums.require(folder, "select", files)
+    return torch.cat(list(images(folder, files, spec, 64)))
 
 
 def source_paths(batch: Batch, table: pd.DataFrame) -> list[str]:

@@ -1,6 +1,5 @@
 """The state of a batch between two iterations."""
 
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from delt_hpc.errors import UserError
-from delt_hpc.run.folder import writing
+from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
 
 
 @dataclass
@@ -65,14 +64,16 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write one file; it replaces an older one only when it is complete."""
-        buffer = io.BytesIO()
-        torch.save(vars(self), buffer)
-        with writing(path) as file:
-            file.write(buffer.getbuffer())
+        write_checkpoint(path, vars(self))
 
     @staticmethod
     def load(path: Path, device: torch.device) -> "State":
-        return State(**torch.load(path, map_location=device, weights_only=True))
+        """Read what `save` wrote.
+
+        Raises:
+            DamagedCheckpointError: the file is not as it was written.
+        """
+        return State(**read_checkpoint(path, device))
 
 
 def not_finite(what: str, batch_id: str, t: int) -> UserError:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
+from delt_hpc.config.network_name import in_file_names
 from delt_hpc.config.schema import Arm, Config
 from delt_hpc.errors import some
 from delt_hpc.report import tables
@@ -53,7 +54,9 @@ def missing(trainings: Sequence[Training], config: Config) -> Missing | None:
     evaluate = config.evaluate
     configured = [(s, seed, arm) for s in evaluate.students for arm in evaluate.arms for seed in evaluate.seeds]
     absent = [
-        f"{student}-{seed}-{arm}" for student, seed, arm in configured if (student, seed, arm) not in finished_ones
+        f"{in_file_names(student)}-{seed}-{arm}"
+        for student, seed, arm in configured
+        if (student, seed, arm) not in finished_ones
     ]
     if not absent:
         return None
@@ -88,7 +91,7 @@ def _result(group: Sequence[Training]) -> ArmResult:
 def _curve(run: RunFolder, result: ArmResult) -> StudentCurve:
     at: dict[int, list[float]] = defaultdict(list)
     for training in result.trainings:
-        folder = run.evaluate / f"{training.student}-{training.seed}-{training.arm}"
+        folder = run.evaluate / f"{in_file_names(training.student)}-{training.seed}-{training.arm}"
         table = tables.read(folder / HISTORY, ["epoch", "val_accuracy"]).dropna()
         for epoch, accuracy in zip(table["epoch"], table["val_accuracy"], strict=True):
             at[int(epoch)].append(float(accuracy))

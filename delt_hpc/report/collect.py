@@ -4,6 +4,7 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from delt_hpc.config import methods
 from delt_hpc.config.schema import Config
 from delt_hpc.data import bad_files
 from delt_hpc.data.dataset import Dataset
@@ -56,7 +57,7 @@ def collect(
         diversity=diversity if isinstance(diversity, Diversity) else None,
         teacher=teacher,
         steps=method.steps(config, dataset.spec),
-        reference=method.REFERENCES[config.method],
+        reference=methods.load(config.method).sentence,
         read_by=_reader(run),
         left_out=_left_out(run),
         config=config.model_dump(mode="json"),

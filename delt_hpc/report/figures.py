@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from delt_hpc.config.network_name import in_file_names
 from delt_hpc.report.content import ArmResult, LossCurve, Report, RoundCost, StudentCurve, TeacherCard
 from delt_hpc.report.drawing import Chart, chart
 from delt_hpc.report.palette import light
@@ -37,11 +38,11 @@ def _accuracy(results: Sequence[ArmResult], curves: Sequence[StudentCurve], teac
         arms = [result for result in results if result.student == student]
         student_curves = [curve for curve in curves if curve.student == student and curve.epochs]
         bars = partial(_bars, results=arms, teacher=teacher)
-        charts.append(chart(f"accuracy-{student}", f"Accuracy of {student}", bars_note, bars))
+        charts.append(chart(f"accuracy-{in_file_names(student)}", f"Accuracy of {student}", bars_note, bars))
         if student_curves:
             charts.append(
                 chart(
-                    f"training-{student}",
+                    f"training-{in_file_names(student)}",
                     f"Training of {student}",
                     curves_note,
                     partial(_curves, curves=student_curves),

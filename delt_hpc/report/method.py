@@ -11,17 +11,6 @@ _ORDER = {
     "random": "drawn at random",
 }
 
-REFERENCES = {
-    "delt": "The method is DELT: images that enter early are optimised longest, later ones stay close to the real"
-    " images they start from (Shen, Sherif, Yin, Shao: DELT: A Simple Diversity-driven EarlyLate Training for Dataset"
-    " Distillation, CVPR 2025, arXiv 2411.19946).",
-    "cda": "The method is CDA: all images are optimised together, from easy crops to hard ones (Yin, Shen: Dataset"
-    " Distillation via Curriculum Data Synthesis in Large Data Era, TMLR 2024, arXiv 2311.18838).",
-    "sre2l": "The method is SRe2L: images of different classes are optimised together from noise (Yin, Xing, Shen:"
-    " Squeeze, Recover and Relabel: Dataset Condensation at ImageNet Scale From A New Perspective, NeurIPS 2023,"
-    " arXiv 2306.13092).",
-}
-
 
 def steps(config: Config, spec: DatasetSpec) -> tuple[Step, ...]:
     """The stages of the run in order."""

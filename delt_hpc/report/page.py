@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from delt_hpc.config import methods
 from delt_hpc.config.schema import STAGES
 from delt_hpc.report import formats, palette
 from delt_hpc.report.content import Report
@@ -30,7 +31,6 @@ _FILTERS = {
         formats.moment,
     )
 }
-_METHODS = {"delt": "DELT", "cda": "CDA", "sre2l": "SRe2L"}
 
 
 def html(report: Report, charts: Mapping[str, Sequence[Chart]], strips: Mapping[int, bytes]) -> str:
@@ -85,7 +85,7 @@ def _context(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "headline": report.headline,
-        "method": _METHODS[report.headline.method],
+        "method": methods.load(report.headline.method).title,
         "to_run": [stage for stage in STAGES if stage in stages_to_run],
     }
 

@@ -2,7 +2,7 @@
 
     config.yaml dataset.json classes.csv index/{train,val}.csv
     teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/  evaluate/<student>-<seed>-<arm>/
-    timing/*.jsonl  timing.csv  logs/  report/  broken/
+    timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/
 
 Every file and folder is written under a temporary name, synced to disk and renamed when it is complete, so a kill or
 a power loss leaves either all of it or nothing. A stage (or a unit of it: a batch, a trial) stamps its folder with the
@@ -29,6 +29,7 @@ STAMP, DONE, CHECKPOINT = "made_by.json", "done.json", "checkpoint.pt"
 _MISSING = "(nothing)"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 _ABANDONED_S = 24 * 3600.0  # after this time without a change, a temporary file of an unknown process is abandoned
+_watched: dict[Path, tuple[int, int]] = {}  # device and inode of the run folders that this process works on
 
 
 class RunFolder:
@@ -51,6 +52,7 @@ class RunFolder:
         self.logs = root / "logs"
         self.report = root / "report"
         self.broken = root / "broken"
+        self.locks = root / "locks"
 
     def index(self, split: str) -> Path:
         return self.root / "index" / f"{split}.csv"
@@ -62,7 +64,7 @@ class RunFolder:
 @contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under `path` complete or not at all, and is synced to disk when the block ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = _temporary(path)
     try:
         text = "b" not in mode
@@ -85,7 +87,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path` exists and is not empty.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_leftovers(path.parent, path.name)
     temporary = _temporary(path)
     temporary.mkdir()
@@ -99,6 +101,35 @@ def writing_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def watch(root: Path) -> None:
+    """From now on, `make_folder` refuses to make anything below `root` if that folder is deleted or replaced."""
+    status = root.stat()
+    _watched[root.absolute()] = (status.st_dev, status.st_ino)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder with its parents, unless it is there.
+
+    Raises:
+        UserError: it would be in a run folder that was deleted or replaced while this process worked on it.
+    """
+    for root, key in _watched.items():
+        if path.absolute().is_relative_to(root):
+            try:
+                status = root.stat()
+            except FileNotFoundError:
+                raise _vanished(root) from None
+            if (status.st_dev, status.st_ino) != key:
+                raise _vanished(root)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _vanished(root: Path) -> UserError:
+    return UserError(
+        "was deleted or replaced during the work", where=str(root), remedy="restore it, or start a new run"
+    )
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
@@ -117,6 +148,11 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is a file or folder that a process is writing, or left behind when it was killed."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _temporary(path: Path) -> Path:
@@ -210,42 +246,12 @@ def mark_done(folder: Path, content: dict[str, Any] | None = None) -> None:
     write_json(folder / DONE, content or {})
 
 
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Size in bytes of every file below the folder, by relative path; without markers, checkpoints and leftovers."""
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.name not in (DONE, CHECKPOINT) and not _TEMPORARY.fullmatch(path.name) and path.is_file()
-    }
-
-
-def broken_files(folder: Path) -> list[str]:
-    """The files that `done.json` lists (`files`: their sizes) and that are missing or have another size now.
-
-    Contents are not read, so this is cheap.
-    """
-    try:
-        files = read_json(folder / DONE).get("files", {})
-    except UserError as error:
-        return [f"{DONE}: {error.what}"]
-    found = []
-    for name, size in files.items():
-        try:
-            actual = (folder / name).stat().st_size
-        except FileNotFoundError:
-            found.append(f"{name}: missing")
-            continue
-        if actual != size:
-            found.append(f"{name}: {actual} bytes instead of {size}")
-    return found
-
-
-def set_aside(run: RunFolder, folder: Path) -> Path:
-    """Move a folder of the run to broken/, and return its new place."""
-    name = folder.relative_to(run.root).as_posix().replace("/", "-")
+def set_aside(run: RunFolder, path: Path) -> Path:
+    """Move a folder or file of the run to broken/, and return its new place."""
+    name = path.relative_to(run.root).as_posix().replace("/", "-")
     run.broken.mkdir(exist_ok=True)
     target = run.broken / f"{name}-{secrets.token_hex(4)}"
-    folder.rename(target)
+    path.rename(target)
     _sync(run.root)
     return target
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from delt_hpc.config.schema import Stage
-from delt_hpc.run.folder import RunFolder, write_csv
+from delt_hpc.run.folder import RunFolder, make_folder, write_csv
 
 COLUMNS = (
     "stage", "unit", "round", "seconds", "images", "image_iterations", "image_iterations_per_s",
@@ -54,7 +54,7 @@ def record(run: RunFolder, entry: Record, device: torch.device) -> None:
         "host": platform.node(),
         "task": task_name(),
     }
-    run.timing.mkdir(parents=True, exist_ok=True)
+    make_folder(run.timing)
     path = run.timing / f"{entry.stage}-{platform.node()}-{os.getpid()}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -63,9 +63,17 @@ def record(run: RunFolder, entry: Record, device: torch.device) -> None:
 
 
 def gather(run: RunFolder) -> pd.DataFrame:
-    """All records of the run as one table, in order of their start; also written to timing.csv."""
-    rows = [row for path in sorted(run.timing.glob("*.jsonl")) for row in _lines(path.read_text(encoding="utf-8"))]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("started", kind="stable", ignore_index=True)
+    """All records of the run as one table, in order of their start; also written to timing.csv.
+
+    Work that was done twice, because a process was killed or files were lost, counts once: as it was done last.
+    """
+    rows = [
+        row
+        for path in sorted(run.timing.glob("*.jsonl"))
+        for row in _lines(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("started", kind="stable")
+    table = table.drop_duplicates(["stage", "unit", "round"], keep="last", ignore_index=True)
     table["round"] = table["round"].astype("Int64")
     write_csv(run.timing_table, lambda file: table.to_csv(file, index=False))
     return table

@@ -11,9 +11,10 @@ from delt_hpc.context import Context, StageFolder
 from delt_hpc.distilled import card, manifest
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
+from delt_hpc.recovery.batch_folder import IMAGES
 from delt_hpc.recovery.batches import plan
-from delt_hpc.run import stop, timing
-from delt_hpc.run.folder import is_done, read_json, write_json
+from delt_hpc.run import checksums, stop, timing
+from delt_hpc.run.folder import is_done, read_json
 
 _STRINGS = {"file": str, "source": str}
 # Paths on this machine stay out of the published configuration.
@@ -29,24 +30,19 @@ def aggregate(context: Context) -> None:
     """
     run = context.run
     stage = StageFolder(context, "aggregate", run.distilled)
-    faults = _problems(run.distilled) if is_done(run.distilled) else ["not made yet"]
+    faults = manifest.faults(run.distilled) if is_done(run.distilled) else ["not made yet"]
     if faults:
         table = _collect(context)  # before the broken set is moved: it may be impossible to make it again
         if is_done(run.distilled):
             stage.set_aside(faults)
         with stage.whole() as folder:
             _assemble(context, table, folder)
-        _require(_problems(run.distilled), run.distilled, "check the disk, delete the folder and run `aggregate` again")
+        _require(
+            manifest.faults(run.distilled), run.distilled, "check the disk, delete the folder and run `aggregate` again"
+        )
         stage.record("all", len(table))
         context.reporter.say(f"aggregate: {len(table)} images in {run.distilled}")
     timing.gather(run)
-
-
-def _problems(folder: Path) -> list[str]:
-    try:
-        return manifest.problems(folder)
-    except UserError as error:
-        return [error.what]
 
 
 def _collect(context: Context) -> pd.DataFrame:
@@ -62,7 +58,11 @@ def _collect(context: Context) -> pd.DataFrame:
             if not is_done(folder):
                 faults.append(f"recover/{batch.id}: not finished (classes {batch.first}-{batch.last})")
                 continue
-            part = pd.read_csv(folder / "images.csv", dtype=_STRINGS, keep_default_na=False)
+            changed = checksums.faults(folder)
+            if changed:
+                faults += [f"recover/{batch.id}/{fault}" for fault in changed]
+                continue
+            part = pd.read_csv(folder / IMAGES, dtype=_STRINGS, keep_default_na=False)
             part["path"] = [str(folder / file) for file in part["file"]]
             for path, file in zip(part["path"], part["file"], strict=True):
                 fault = manifest.image_fault(Path(path), context.dataset.spec.size)
@@ -70,7 +70,7 @@ def _collect(context: Context) -> pd.DataFrame:
                     faults.append(f"recover/{batch.id}/{file}: {fault}")
             parts.append(part)
             bar.advance()
-    _require(faults, run.recover, "run `recover` again, for a damaged batch after deleting its folder")
+    _require(faults, run.recover, "run `recover` again: it makes missing and damaged batches")
     return pd.concat(parts, ignore_index=True).sort_values(["class_index", "number"], ignore_index=True)
 
 
@@ -89,14 +89,17 @@ def _assemble(context: Context, table: pd.DataFrame, folder: Path) -> None:
     table["file"], table["sha256"] = files, digests
     table.to_csv(folder / manifest.MANIFEST, index=False, columns=list(manifest.COLUMNS))
     shutil.copyfile(context.run.classes, folder / manifest.CLASSES)
+    checksums.require(context.run.teacher, "squeeze", [teacher.CARD])
+    teacher_card = read_json(context.run.teacher / teacher.CARD)
+    (folder / manifest.CARD).write_text(card.render(context.config, context.dataset, teacher_card), encoding="utf-8")
+    beside = [folder / name for name in (manifest.MANIFEST, manifest.CLASSES, manifest.CARD)]
     facts = {
         "spec": context.dataset.spec.to_json(),
         "ipc": context.config.select.ipc,
         "config": context.config.model_dump(mode="json", exclude=_PRIVATE),
+        checksums.FILES: checksums.listing(folder, beside),
     }
-    write_json(folder / manifest.FACTS, facts)
-    teacher_card = read_json(context.run.teacher / teacher.CARD)
-    (folder / manifest.CARD).write_text(card.render(context.config, context.dataset, teacher_card), encoding="utf-8")
+    checksums.write_sealed(folder / manifest.FACTS, facts)
 
 
 def _require(faults: list[str], folder: Path, remedy: str) -> None:

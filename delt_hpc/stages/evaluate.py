@@ -16,11 +16,12 @@ from delt_hpc.data.index import Index
 from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.data.transforms import Augmentation
 from delt_hpc.distilled import manifest
-from delt_hpc.errors import UserError
+from delt_hpc.errors import UserError, some
 from delt_hpc.keyed_random import Key, seeded
 from delt_hpc.models import teacher
 from delt_hpc.models.registry import build
 from delt_hpc.ranking import selection
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
 from delt_hpc.training.loop import Outcome, Training, write_history
@@ -44,13 +45,16 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
     for number, trial in enumerate(unfinished, start=1):
         folder = folders[trial]
         folder.start()
-        job = _training(context, trial, network, val, folder.checkpoint)
+        job = _training(context, trial, network, val, folder.usable_checkpoint())
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
         split = "train" if trial.images == "random" else trial.images
         folder.list_skipped({split: job.train.bad.files, "val": val.bad.files})
-        _finish(context, trial, folder, job.model, outcome)
+        bad = job.train.bad.files
+        if bad:
+            context.reporter.say(f"evaluate: {trial.id}: {len(bad)} of {len(job.train.index)} images are unreadable")
+        _finish(context, trial, folder, job.model, outcome, images=len(job.train.index), skipped=len(bad))
 
 
 def _require_inputs(context: Context, unfinished: list[Trial]) -> None:
@@ -58,11 +62,25 @@ def _require_inputs(context: Context, unfinished: list[Trial]) -> None:
     for images, folder, stage in (("distilled", run.distilled, "aggregate"), ("selected", run.selected, "select")):
         if any(trial.images == images for trial in unfinished) and not is_done(folder):
             raise UserError("is missing or not finished", where=str(folder), remedy=f"run the stage `{stage}` first")
+    if any(trial.images == "distilled" for trial in unfinished):
+        manifest.require(run.distilled)
+    if any(trial.images == "selected" for trial in unfinished):
+        checksums.require(run.selected, "select")
 
 
-def _finish(context: Context, trial: Trial, folder: StageFolder, student: nn.Module, outcome: Outcome) -> None:
+def _finish(
+    context: Context,
+    trial: Trial,
+    folder: StageFolder,
+    student: nn.Module,
+    outcome: Outcome,
+    *,
+    images: int,
+    skipped: int,
+) -> None:
+    """Write the result; `images` of the trial, of which `skipped` were unreadable."""
     final, best = outcome.validated[-1], outcome.best
-    count = context.config.select.ipc * len(context.dataset.classes)
+    count = images - skipped
     write_history(folder.path / HISTORY, outcome.history)
     result = {
         "student": trial.student,
@@ -120,7 +138,28 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
 
 
 def _index(context: Context, trial: Trial) -> Index:
-    """The training images of the student, `ipc` per class."""
+    """The training images of the student, `ipc` per class.
+
+    Raises:
+        UserError: a class has another number of images.
+    """
+    index = _images(context, trial)
+    counts, ipc = index.counts(len(context.dataset.classes)), context.config.select.ipc
+    wrong = [
+        f"{folder}: {count}"
+        for folder, count in zip(context.dataset.classes.folders, counts.tolist(), strict=True)
+        if count != ipc
+    ]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} classes do not have {ipc} images: {some(wrong)}",
+            where=str(index.root),
+            remedy="run the stage that makes this folder again",
+        )
+    return index
+
+
+def _images(context: Context, trial: Trial) -> Index:
     if trial.images == "distilled":
         return manifest.index(context.run.distilled)
     if trial.images == "selected":

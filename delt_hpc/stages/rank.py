@@ -11,13 +11,15 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.loader import evaluation_batches
+from delt_hpc.errors import some
 from delt_hpc.models import teacher
 from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
-from delt_hpc.run import stop
-from delt_hpc.run.folder import stamp
+from delt_hpc.run import checksums, stop
+from delt_hpc.run.folder import DONE, is_done, set_aside, stamp, write_text
 
 READ_BY = "read_by.json"
+CHECKSUM = ".b2"  # suffix of the file beside a class's ranking that holds its checksum
 
 
 def rank(context: Context, classes: ClassRange | None = None) -> None:
@@ -29,25 +31,57 @@ def rank(context: Context, classes: ClassRange | None = None) -> None:
     run, config = context.run, context.config
     classes = context.class_range(classes)
     stage = StageFolder(context, "rank", run.rank)
-    if stage.done():
+    if is_done(run.rank) and not _reopen(context, stage):
         return
     stage.start()
     if config.rank.csv:
         write_ranking(run.ranking, read_given(config.rank.csv, context.dataset.train, context.dataset.classes))
-        stage.finish({"given": str(config.rank.csv)})
+        stage.finish({"given": str(config.rank.csv)}, [run.ranking])
         return
-    missing = [c for c in classes.indices if not _path(context, c).exists()]
+    missing = [c for c in classes.indices if not _is_ranked(context, c)]
     if missing:
         stamp(run.rank, context.loader_config.facts(training=False), READ_BY)
         _score(context, stage, missing)
-    if all(_path(context, c).exists() for c in range(len(context.dataset.classes))):
+    if all(_is_ranked(context, c) for c in range(len(context.dataset.classes))):
         parts = [read_ranking(_path(context, c)) for c in range(len(context.dataset.classes))]
         write_ranking(run.ranking, pd.concat(parts, ignore_index=True))
-        stage.finish()
+        stage.finish(beside=[run.ranking])
+
+
+def _reopen(context: Context, stage: StageFolder) -> bool:
+    """Whether files of the finished ranking were lost or changed; if so, it is no longer finished.
+
+    Damaged rankings of classes and a damaged ranking.csv are made again; other damage sets the whole folder aside.
+    """
+    run = context.run
+    faults = checksums.faults(run.rank)
+    if not faults:
+        return False
+    parts = {_path(context, c).name for c in range(len(context.dataset.classes))} | {f"../{run.ranking.name}"}
+    if all(fault.partition(": ")[0] in parts for fault in faults):
+        context.reporter.say(f"rank: damaged files are made again: {some(faults)}")
+        (run.rank / DONE).unlink()
+    else:
+        stage.set_aside(faults)
+    return True
 
 
 def _path(context: Context, class_index: int) -> Path:
     return context.run.class_ranking(class_index)
+
+
+def _is_ranked(context: Context, class_index: int) -> bool:
+    """Whether the class's ranking is there and has its checksum; a damaged one is set aside."""
+    path = _path(context, class_index)
+    try:
+        if checksums.of_file(path) == path.with_suffix(CHECKSUM).read_text(encoding="utf-8").strip():
+            return True
+    except FileNotFoundError:
+        return False  # without a checksum: a process was killed before it had finished the class
+    except UnicodeDecodeError:
+        pass
+    context.reporter.say(f"rank: {path} is damaged, so it is made again; it is now {set_aside(context.run, path)}")
+    return False
 
 
 def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
@@ -84,10 +118,12 @@ def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
 
 
 def _finish(context: Context, stage: StageFolder, class_index: int, results: np.ndarray, bad: BadFiles) -> None:
-    """Write a class's files; the ranking last, because it marks the class as finished."""
+    """Write a class's files; the checksum of the ranking last, because it marks the class as finished."""
     index, folder = context.dataset.train, context.dataset.classes.folders[class_index]
     skipped = [file for file in bad.files if index.labels[file.position] == class_index]
     stage.list_skipped({"train": skipped}, prefix=f"{class_index:05d}.")
     positions = index.positions(class_index, class_index)
     ranked = positions[~np.isin(positions, [file.position for file in skipped])]
-    write_ranking(_path(context, class_index), rank_class(index, ranked, results[ranked], folder, class_index))
+    path = _path(context, class_index)
+    write_ranking(path, rank_class(index, ranked, results[ranked], folder, class_index))
+    write_text(path.with_suffix(CHECKSUM), checksums.of_file(path) + "\n")

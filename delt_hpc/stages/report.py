@@ -12,13 +12,14 @@ from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.transforms import BadImageError
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
+from delt_hpc.models import teacher
 from delt_hpc.ranking import selection
 from delt_hpc.report import accuracy, diversity, figures, losses, page
 from delt_hpc.report.collect import READ_BY, collect
 from delt_hpc.report.content import Diversity, Missing, Report
 from delt_hpc.report.drawing import Chart
 from delt_hpc.report.samples import Pair, draw_strip, read_pairs
-from delt_hpc.run import timing
+from delt_hpc.run import checksums, timing
 from delt_hpc.run.folder import (
     DONE,
     RunFolder,
@@ -45,6 +46,7 @@ def report(context: Context) -> Path:
     inputs = fingerprints(context.config, run)
     if is_done(run.report) and _is_current(run, inputs):
         return target
+    _require_unchanged(run)
     stage.start()
     remove_leftovers(run.report / FIGURES)
     pairs = read_pairs(run) if is_done(run.distilled) else []
@@ -85,8 +87,29 @@ def _files(run: RunFolder) -> Iterator[Path]:
 
 
 def _is_current(run: RunFolder, inputs: dict[str, str]) -> bool:
-    complete = all((run.report / name).exists() for name in (PAGE, MARKDOWN, NUMBERS))
-    return complete and read_json(run.report / DONE).get("inputs") == inputs
+    return not checksums.faults(run.report) and read_json(run.report / DONE).get("inputs") == inputs
+
+
+def _require_unchanged(run: RunFolder) -> None:
+    """Check the finished files that the report reads.
+
+    Raises:
+        UserError: names those that were changed, and the stage that makes them again.
+    """
+    if is_done(run.teacher):
+        names = [name for name in (teacher.CARD, teacher.HISTORY) if (run.teacher / name).exists()]
+        checksums.require(run.teacher, "squeeze", names)
+    if is_done(run.rank):
+        checksums.require(run.rank, "rank")
+    if is_done(run.selected):
+        checksums.require(run.selected, "select")
+    for folder in losses.finished(run):
+        checksums.require(folder, "recover", [losses.CURVE])
+    if is_done(run.distilled):
+        checksums.require(run.distilled, "aggregate")
+        manifest.require_images(run.distilled)
+    for folder in accuracy.finished(run):
+        checksums.require(folder, "evaluate")
 
 
 def _diversity(context: Context, pairs: Sequence[Pair]) -> Diversity | Missing:

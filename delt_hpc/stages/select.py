@@ -1,5 +1,6 @@
 """Select: copies of the chosen training images in selected/<class>/, numbered in their order of entry to recovery."""
 
+import filecmp
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from delt_hpc.data import bad_files
 from delt_hpc.errors import UserError
 from delt_hpc.ranking.selection import COLUMNS, TABLE, choose
 from delt_hpc.ranking.table import read_ranking
-from delt_hpc.run import stop
+from delt_hpc.run import checksums, stop
 from delt_hpc.run.folder import is_done, write_csv, writing_folder
 
 
@@ -25,6 +26,7 @@ def select(context: Context) -> None:
         raise UserError(
             "the ranking is missing or incomplete", where=str(run.rank), remedy="run the stage `rank` for all classes"
         )
+    checksums.require(run.rank, "rank", [f"../{run.ranking.name}"])
     stage.start()
     groups = dict(iter(read_ranking(run.ranking).groupby("class_index")))
     rows: list[tuple[int, str, int, str, float, str]] = []
@@ -59,7 +61,9 @@ def _copy(root: Path, sources: Mapping[str, str], target: Path) -> None:
         sources: for each name in the folder, the image's path below `root`.
     """
     if target.is_dir():
-        if {path.name for path in target.iterdir()} == sources.keys():
+        if {path.name for path in target.iterdir()} == sources.keys() and all(
+            filecmp.cmp(root / source, target / name, shallow=False) for name, source in sources.items()
+        ):
             return
         shutil.rmtree(target)
     with writing_folder(target) as folder:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,8 +42,10 @@ def squeeze(context: Context) -> None:
         passes = len(dataset.train) * len(outcome.history)
         folder.record(name, len(dataset.train), passes, seconds=outcome.seconds, data_wait_s=outcome.data_wait_s)
     else:
-        state, card["weights"] = _pretrained(context)
-        weights.fit(network, state, card["weights"])
+        state, where = _pretrained(context)
+        weights.fit(network, state, where)
+        # The name alone: the card goes into the distilled set, which keeps no paths of this machine.
+        card["weights"] = Path(where).name
         network.to(context.device)
         val = context.validation_set()
         card["val_accuracy"] = accuracies([network], val, config.squeeze.precision)[0]
@@ -95,7 +98,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         val=context.validation_set(),
         precision=squeeze.precision,
         validate_every=squeeze.validate_every,
-        checkpoint=folder.checkpoint,
+        checkpoint=folder.usable_checkpoint(),
     )
     with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)

@@ -1,6 +1,5 @@
 """Training of a classifier from scratch: one loop for teachers (squeeze) and students (evaluate)."""
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,7 +18,8 @@ from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.run import stop
-from delt_hpc.run.folder import write_csv, writing
+from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
+from delt_hpc.run.folder import write_csv
 from delt_hpc.run.progress import Bar
 from delt_hpc.training.average import MovingAverage
 from delt_hpc.training.precision import autocast, training_dtype
@@ -208,16 +208,13 @@ class Training:
             "seconds": time.monotonic() - progress.began,
             "data_wait_s": outcome.data_wait_s,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with writing(self.checkpoint) as file:
-            file.write(buffer.getbuffer())
+        write_checkpoint(self.checkpoint, state)
 
     def _resume(self, average: MovingAverage | None) -> Progress:
         device = self.train.loader_config.device
         if not self.checkpoint.exists():
             return Progress(Outcome(), torch.zeros((), device=device))
-        state = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        state = read_checkpoint(self.checkpoint, device)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if average:

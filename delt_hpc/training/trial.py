@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from delt_hpc.config.network_name import in_file_names
 from delt_hpc.config.schema import Arm, Evaluate, Images
 from delt_hpc.errors import UserError, some
 from delt_hpc.run.folder import RunFolder
@@ -28,8 +29,8 @@ class Trial:
 
     @property
     def id(self) -> str:
-        """STUDENT-SEED-ARM, also the name of its folder."""
-        return f"{self.student}-{self.seed}-{self.arm}"
+        """STUDENT-SEED-ARM, also the name of its folder; a `/` or `:` in the student's name becomes `-`."""
+        return f"{in_file_names(self.student)}-{self.seed}-{self.arm}"
 
     def folder(self, run: RunFolder) -> Path:
         return run.evaluate / self.id

@@ -1,5 +1,6 @@
 """Loading a configuration from YAML and --set: the layers, the round trip, and the message of every error."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ WRONG = [
     ("recover: {betas: [0.5, 1.0]}", "recover.betas: 1.0: should be less than 1"),
     ("recover: {init: zeros}", "recover.init: 'zeros': should be 'selected' or 'noise'"),
     ("recover: {image_format: PNG}", "recover.image_format: 'PNG': should be 'jpeg', 'png' or 'jpeg75'"),
-    ("method: edc", "method: 'edc': should be 'delt', 'cda' or 'sre2l'"),
+    ("method: fdelt", "method: 'fdelt': there is no such method; did you mean `delt`? allowed here: cda, delt, sre2l"),
     ("evaluate: {students: convnet3}", "evaluate.students: 'convnet3': should be a valid list"),
     ("evaluate: {students: []}", "evaluate.students: []: list should have at least 1 item"),
     ("evaluate: {arms: [soft]}", "evaluate.arms: 'soft': should be 'distilled-soft', 'distilled-hard', "),
@@ -379,3 +380,33 @@ def test_a_wrong_recipe_value_names_the_recipe() -> None:
 def test_home_folders_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert given(tmp_path, "data: {root: ~/images}").data.root == Path("/home/somebody/images")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]\n" for below, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BOMB, "more than 50000 values"),
+        ("a: &a [*a]", "an alias inside its own anchor"),
+        ("a: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("# " + "x" * 2**20, "more than 1048576"),
+        ("recover: {iterations: 1000000007}", "less than or equal to 1000000"),
+        ("recover: {iterations: 1000000, round_iterations: 1}", "1000000 rounds; at most 1000"),
+        ("recover: {iterations: 999983, round_iterations: 2}", "use a divisor such as 1, 999983"),
+        ("data: {size: 100000}", "less than or equal to 4096"),
+    ],
+)
+def test_absurd_input_is_refused(text: str, expected: str, tmp_path: Path) -> None:
+    assert expected in refusal(tmp_path, text)
+
+
+def test_a_pipe_and_a_name_that_is_too_long_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(UserError, match="is not a regular file"):
+        load_config(str(tmp_path / "pipe.yaml"))
+    with pytest.raises(UserError, match="File name too long"):
+        load_config("x" * 5000)

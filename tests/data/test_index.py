@@ -213,3 +213,37 @@ def test_a_missing_table_is_named(read: Callable[[Path], object], tmp_path: Path
     with pytest.raises(UserError, match="cannot be read: No such file") as caught:
         read(tmp_path / "gone.csv")
     assert caught.value.where == str(tmp_path / "gone.csv")
+
+
+def test_a_pipe_among_the_images_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png")
+    os.mkfifo(tmp_path / "a" / "2.png")
+    with pytest.raises(UserError, match=r"2\.png: is a pipe, a socket or a device"):
+        scan(tmp_path, ["a"])
+
+
+def test_links_to_a_folder_above_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a/inner/1.png")
+    (tmp_path / "a" / "inner" / "again").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match="again: is a link to a folder above it"):
+        scan(tmp_path, ["a"])
+
+
+def test_an_unreadable_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.png", "a/inner/2.png")
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if path.name == "inner":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="inner: cannot be read: Permission denied"):
+        scan(tmp_path, ["a"])
+
+
+def test_a_broken_link_stays_an_unreadable_image(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png")
+    (tmp_path / "a" / "2.png").symlink_to("nowhere.png")
+    assert scan(tmp_path, ["a"]).paths == ("a/1.png", "a/2.png")

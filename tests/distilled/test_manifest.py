@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.index import ClassMap
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
+from delt_hpc.run import checksums
 
 FOLDERS = ("00010", "10", "a, b", "été")
 IPC, SIZE = 3, 16
@@ -232,6 +234,87 @@ def spoil_the_class_map(root: Path) -> list[str]:
     return ["classes.csv: is damaged"]
 
 
+def lose_the_card(root: Path) -> list[str]:
+    (root / "README.md").unlink()
+    return ["README.md: missing"]
+
+
+def add_files_beside(root: Path) -> list[str]:
+    (root / "notes.txt").touch()
+    os.mkfifo(root / "pipe")
+    return ["notes.txt: not part of the data set", "pipe: not part of the data set"]
+
+
+def link_outwards(root: Path) -> list[str]:
+    path = root / "10" / "00000.png"
+    path.rename(root.parent / "elsewhere.png")
+    path.symlink_to(root.parent / "elsewhere.png")
+    (root / "été" / "00000.png").rename(root / "été" / "first.png")
+    (root / "été" / "00000.png").symlink_to("first.png")
+    return ["10/00000.png: a link that leaves the data set", "été/first.png: not in the manifest"]
+
+
+def put_a_pipe(root: Path) -> list[str]:
+    for name in ("10/00000.png", "README.md"):
+        (root / name).unlink()
+        os.mkfifo(root / name)
+    return ["10/00000.png: not a regular file", "README.md: not a regular file"]
+
+
+def leave_the_folder(root: Path) -> list[str]:
+    table = rows(root)
+    files = [f"{root}/10/00000.png", "../distilled/10/00001.png"]
+    table.loc[[3, 4], "file"] = files
+    table.loc[[5, 6], "source"] = ["/data/train/1.png", "a/../../1.png"]
+    save(root, table)
+    return [
+        *(f"{file}: not a path inside the data set" for file in files),
+        *(f"{file}: class 1 (10) in the manifest does not match classes.csv" for file in files),
+        *(f"10/0000{i}.png: not in the manifest" for i in (0, 1)),
+        "10/00002.png: its source '/data/train/1.png' is not a path inside the training images",
+        "a, b/00000.png: its source 'a/../../1.png' is not a path inside the training images",
+    ]
+
+
+def lose_the_losses(root: Path) -> list[str]:
+    table = rows(root).astype({"bn_loss": object})
+    table.loc[[1, 2], "bn_loss"] = ["nan", "much"]
+    table.loc[3, "cross_entropy"] = float("inf")
+    save(root, table)
+    return [
+        "00010/00001.png: bn_loss is 'nan', not a finite number",
+        "00010/00002.png: bn_loss is 'much', not a finite number",
+        "10/00000.png: cross_entropy is inf, not a finite number",
+    ]
+
+
+def seal(root: Path) -> None:
+    """Add the checksums that `aggregate` adds."""
+    facts = json.loads((root / "dataset.json").read_text())
+    beside = [root / name for name in ("manifest.csv", "classes.csv", "README.md")]
+    checksums.write_sealed(root / "dataset.json", facts | {"files": checksums.listing(root, beside)})
+
+
+def change_what_is_beside(root: Path) -> list[str]:
+    seal(root)
+    (root / "README.md").write_text("# a cart")
+    ClassMap(FOLDERS, ("x", *FOLDERS[1:])).write(root / "classes.csv")
+    table = rows(root)
+    table.loc[0, "cross_entropy"] = 0.6
+    save(root, table)
+    return [
+        f"{name}: its content has changed" if name != "classes.csv" else "classes.csv: "
+        for name in ("README.md", "classes.csv", "manifest.csv")
+    ]
+
+
+def change_the_sealed_facts(root: Path) -> list[str]:
+    seal(root)
+    path = root / "dataset.json"
+    path.write_text(path.read_text().replace('"mirror": false', '"mirror": true'))
+    return ["dataset.json: was changed or is damaged: its checksum does not match"]
+
+
 def many_at_once(root: Path) -> list[str]:
     return [*change_a_byte(root), *add_an_image(root), *add_a_class(root)]
 
@@ -241,14 +324,15 @@ DAMAGES = [
     *(enlarge, add_an_image, add_a_class, drop_a_row, drop_a_row_and_its_image, one_row_for_another),
     *(label_an_image_otherwise, move_an_image, label_beyond_the_classes, reorder_the_class_map, cut_the_class_map),
     *(lose_the_class_map, lose_the_facts, lose_both, spoil_the_facts, cut_the_facts, spoil_the_class_map),
-    many_at_once,
+    *(lose_the_card, add_files_beside, link_outwards, put_a_pipe, leave_the_folder, lose_the_losses),
+    *(change_what_is_beside, change_the_sealed_facts, many_at_once),
 ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
 def test_each_defect_is_named_and_nothing_else(damage: Callable[[Path], list[str]], whole: Path) -> None:
     expected = damage(whole)
-    found = manifest.problems(whole)
+    found = manifest.problems(whole, deep=True)
     open_ended = [line for line in expected if line.endswith(": ")]
     for start in open_ended:
         (line,) = (line for line in found if line.startswith(start))
@@ -291,3 +375,10 @@ def test_one_file_alone_can_be_checked(whole: Path) -> None:
     assert manifest.image_fault(path, SIZE, "0" * 64) == "its content has changed (SHA-256)"
     assert manifest.image_fault(whole / "README.md", SIZE).startswith("not a readable image")
     assert manifest.image_fault(whole / "gone.png", SIZE) == "missing"
+
+
+def test_only_the_deep_check_finds_a_truncated_image_that_the_manifest_lists(whole: Path) -> None:
+    expected = truncate(whole)
+    assert manifest.problems(whole) == []
+    (found,) = manifest.problems(whole, deep=True)
+    assert found.startswith(expected[0])

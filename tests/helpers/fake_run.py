@@ -1,6 +1,7 @@
 """A run folder like that of a finished run, written in a second: real digits and plausible numbers, no training."""
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from delt_hpc.config.schema import Arm, Config, Data, Evaluate, Recover, Select,
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.data.dataset import Dataset, open_dataset
 from delt_hpc.recovery.schedule import active_images, entry_rounds
-from delt_hpc.run.folder import RunFolder
+from delt_hpc.run import checksums
+from delt_hpc.run.folder import RunFolder, mark_done
 
 ARMS: tuple[Arm, ...] = ("distilled-soft", "distilled-hard", "selected-soft", "random-soft")
 LEVEL = {"distilled": 87.0, "selected": 82.0, "random": 79.0}
@@ -110,7 +112,7 @@ def write_teacher(run: RunFolder, shape: Shape) -> None:
         for e in range(1, 31)
     ]
     _table(run.teacher / "history.csv", "epoch,lr,train_loss,val_accuracy", rows)
-    _json(run.teacher / "done.json", {})
+    finish(run.teacher)
 
 
 def write_selected(run: RunFolder, shape: Shape) -> None:
@@ -121,7 +123,7 @@ def write_selected(run: RunFolder, shape: Shape) -> None:
             _picture(run.selected / file, _digit(index, number))
             rows.append((index, folder, number, source(folder, number), 0.9, file))
     _table(run.selected / "selected.csv", "class_index,class,number,img_path,score,file", rows)
-    _json(run.selected / "done.json", {})
+    finish(run.selected)
 
 
 def write_recovery(run: RunFolder, shape: Shape) -> None:
@@ -140,7 +142,7 @@ def write_recovery(run: RunFolder, shape: Shape) -> None:
             rows.append((t, now, 5 * active[now], 0.25, 0.5, loss, cross_entropy, bn_loss))
         folder = run.recover / batch
         _table(folder / "curve.csv", "iteration,round,active,lr,min_crop,loss,cross_entropy,bn_loss", rows)
-        _json(folder / "done.json", {})
+        finish(folder)
 
 
 def write_distilled(run: RunFolder, shape: Shape) -> None:
@@ -154,10 +156,11 @@ def write_distilled(run: RunFolder, shape: Shape) -> None:
             _picture(run.distilled / file, (0.8 * _digit(index, number) + 30 + texture).clip(0, 255))
             origin = "" if shape.noise else source(folder, number)
             iterations = shape.iterations - entry * length
-            rows.append((file, "0" * 64, index, folder, number, origin, entry, iterations, 0.05, 22.0))
+            digest = hashlib.sha256((run.distilled / file).read_bytes()).hexdigest()
+            rows.append((file, digest, index, folder, number, origin, entry, iterations, 0.05, 22.0))
     header = "file,sha256,class_index,class,number,source,entry_round,iterations,cross_entropy,bn_loss"
     _table(run.distilled / "manifest.csv", header, rows)
-    _json(run.distilled / "done.json", {})
+    finish(run.distilled)
 
 
 def write_evaluation(run: RunFolder, shape: Shape) -> None:
@@ -182,7 +185,12 @@ def write_training(run: RunFolder, shape: Shape, student: str, seed: int, arm: A
             (epoch, 1e-3, 2.3 - epoch / shape.epochs, accuracy if shown else "", accuracy + 0.25 if shown else "")
         )
     _table(folder / "history.csv", "epoch,lr,train_loss,val_accuracy,ema_accuracy", rows)
-    _json(folder / "done.json", {})
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Mark the folder as done, as a stage does."""
+    mark_done(folder, {"files": checksums.listing(folder)})
 
 
 def write_timing(run: RunFolder, shape: Shape) -> None:

@@ -15,10 +15,8 @@ from delt_hpc.run.folder import (
     DONE,
     STAMP,
     RunFolder,
-    broken_files,
     check_stamp,
     differences,
-    file_sizes,
     is_done,
     mark_done,
     read_json,
@@ -327,16 +325,3 @@ def test_temporary_files_of_dead_writers_are_removed_and_those_of_living_ones_ke
     remove_leftovers(tmp_path)
     assert not any(path.exists() for path in removed)
     assert all(path.exists() for path in kept)
-
-
-def test_lost_and_truncated_files_of_a_finished_folder_are_named(tmp_path: Path) -> None:
-    for name in ("whole.csv", "cut.csv", "class/lost.png"):
-        write_text(tmp_path / name, "content")
-    (tmp_path / "checkpoint.pt").touch()
-    mark_done(tmp_path, {"files": file_sizes(tmp_path)})
-    assert broken_files(tmp_path) == []
-    (tmp_path / "cut.csv").write_text("")
-    (tmp_path / "class" / "lost.png").unlink()
-    assert broken_files(tmp_path) == ["class/lost.png: missing", "cut.csv: 0 bytes instead of 7"]
-    (tmp_path / DONE).write_text("")
-    assert broken_files(tmp_path)[0].startswith("done.json: is damaged")

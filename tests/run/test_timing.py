@@ -63,8 +63,19 @@ def test_records_of_all_processes_are_gathered(tmp_path: Path) -> None:
     record(run, Record("rank", "00000-00004", 1.0, 5, 5), CPU)
     (own,) = run.timing.iterdir()
     line = own.read_text()
-    (run.timing / "rank-other-17.jsonl").write_text(line.replace("00000-00004", "00005-00009") * 2)
-    assert sorted(gather(run)["unit"]) == ["00000-00004", "00005-00009", "00005-00009"]
+    (run.timing / "rank-other-17.jsonl").write_text(line.replace("00000-00004", "00005-00009"))
+    assert sorted(gather(run)["unit"]) == ["00000-00004", "00005-00009"]
+
+
+def test_work_that_was_done_twice_counts_once(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for seconds in (7.0, 2.0):
+        record(run, Record("squeeze", "convnet3", seconds, 5, 5), CPU)
+        record(run, Record("recover", "00000-00004", seconds, 5, 5, round=0), CPU)
+        record(run, Record("recover", "00000-00004", seconds, 5, 5, round=1), CPU)
+    table = gather(run)
+    assert table["seconds"].tolist() == [2.0, 2.0, 2.0]
+    assert sorted(table["round"].fillna(-1)) == [-1, 0, 1]
 
 
 @pytest.mark.parametrize("length", [1, 30, -2])

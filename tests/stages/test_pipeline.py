@@ -13,6 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context
+from delt_hpc.data.dataset import RESERVED
 from delt_hpc.distilled import manifest
 from delt_hpc.models import teacher
 from delt_hpc.models.convnet import ConvNet
@@ -177,3 +178,9 @@ def test_image_formats(finished: Context, start: Start, tmp_path: Path, image_fo
         assert (tables[0][0] <= 3) == (image_format == "jpeg")
     else:
         assert images_of(run.distilled) == images_of(finished.run.distilled)
+
+
+def test_no_class_can_have_the_name_of_a_file_beside_the_classes(finished: Context) -> None:
+    run = finished.run
+    beside = {path.name for folder in (run.selected, run.distilled) for path in folder.iterdir() if path.is_file()}
+    assert beside <= RESERVED

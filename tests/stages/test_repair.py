@@ -2,16 +2,20 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.locks import holder
 from helpers.toy import FOLDERS, Start, copy_run, images_of
 
 from delt_hpc.context import Context
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
+from delt_hpc.pipeline import run_stages
 from delt_hpc.run import stop
+from delt_hpc.stages.select import select
 
 
 @pytest.fixture
@@ -69,7 +73,7 @@ def test_a_damaged_distilled_set_stays_where_it_cannot_be_made_again(start: Star
     ("stage", "file"),
     [
         ("squeeze", "teacher/weights.safetensors"),
-        ("rank", "rank/00002.csv"),
+        ("rank", "rank/read_by.json"),
         ("select", f"selected/{FOLDERS[2]}/00001.png"),
         ("recover", "recover/00000-00001/images/00001/00002.png"),
         ("evaluate", "evaluate/convnet3-1-distilled-soft/history.csv"),
@@ -89,9 +93,10 @@ def test_select_goes_on_with_the_next_class_after_a_stop(
     finished: Context, start: Start, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(copy / "selected")
+    context = start(copy, ())
     with monkeypatch.context() as patch, pytest.raises(stop.Interrupted):
         patch.setattr(stop, "_requested", [15])
-        start(copy, ("select",))
+        select(context)
     first = copy / "selected" / FOLDERS[0] / "00000.png"
     before = first.stat().st_mtime_ns
     run = start(copy, ("select",)).run
@@ -117,3 +122,22 @@ def test_select_syncs_each_image_once_and_folders_once_a_class(
     # For each class its folder and the parent; file and folder of the stamp, selected.csv and the marker.
     folders = [path for path in calls if Path(path).is_dir() or path.endswith(".tmp")]
     assert len(folders) <= 2 * len(FOLDERS) + 2 * 3 + 2
+
+
+def test_a_second_aggregate_waits_for_the_first(
+    finished: Context, start: Start, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "distilled")
+    with holder(copy / "locks" / "aggregate", 0, 1) as process:
+        threading.Timer(0.5, process.kill).start()
+        start(copy, ("aggregate",), quiet=False)
+    assert "aggregate: waiting for another process" in capsys.readouterr().err
+    assert images_of(copy / "distilled") == images_of(finished.run.distilled)
+
+
+def test_work_stops_where_the_run_folder_was_deleted(start: Start, copy: Path) -> None:
+    context = start(copy, ())
+    shutil.rmtree(copy)
+    with pytest.raises(UserError, match="was deleted or replaced during the work"):
+        run_stages(context, ("squeeze",))
+    assert not copy.exists()

@@ -1,4 +1,4 @@
-"""Ready configurations by name, and the presets of the methods.
+"""Ready configurations by name.
 
 There is one YAML file per data set. `common` is the configuration; the entries under `ipc`, `networks` and `exceptions`
 (keys such as resnet101-ipc10) override it in this order. A file without `networks` is a single recipe.
@@ -15,7 +15,6 @@ import yaml
 
 from delt_hpc.errors import UserError
 
-METHODS = ("delt", "cda", "sre2l")
 _FOLDER = Path(__file__).parent
 
 
@@ -81,11 +80,6 @@ def text(name: str) -> str:
     network = f"{recipe.network}, " if recipe.network else ""
     head = f"# {recipe.title}; {network}{recipe.ipc} images per class\n# All other options have their defaults.\n"
     return head + yaml.safe_dump(load(name), sort_keys=False, allow_unicode=True)
-
-
-def method(name: str) -> dict[str, Any]:
-    """The preset of a method of `METHODS`, which a configuration overrides."""
-    return copy.deepcopy(_read(_FOLDER / "methods" / f"{name}.yaml"))
 
 
 def _find(name: str) -> Recipe:

@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from delt_hpc.data.catalog import idx
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError, some
 from delt_hpc.run.folder import writing_folder
 from delt_hpc.run.progress import Reporter
@@ -70,6 +71,7 @@ def provide(name: str, root: Path, train: str, val: str) -> None:
     """
     if _complete(root, train, val):
         return
+    _refuse_inner_folder(root, train, val)
     if (train, val) == _DEFAULT_SPLITS and (name in _PROVIDERS or name in _UNPACKED):
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -163,7 +165,27 @@ def _layout(train: str, val: str) -> str:
     return f"{train}/<class>/<images> and {val}/<class>/<images>"
 
 
+def _refuse_inner_folder(root: Path, train: str, val: str) -> None:
+    """`data.root` must be the folder that holds train/ and val/, not one of these or a class folder in them."""
+    full = root.absolute()
+    for whole, split in ((full.parent, full), (full.parent.parent, full.parent)):
+        if _complete(whole, train, val) and split in (whole / train, whole / val):
+            raise UserError(
+                f"{root} is inside the data set",
+                where="data.root",
+                expected=f"the folder with {_layout(train, val)}",
+                remedy=f"set data.root to {whole}",
+            )
+
+
 def _not_found(name: str, root: Path, train: str, val: str) -> UserError:
+    if not root.exists() and name not in SPECS:
+        return UserError(
+            f"the folder {root} does not exist",
+            where="data.root",
+            expected=f"a folder with {_layout(train, val)}",
+            remedy="correct data.root",
+        )
     missing = some([folder for folder in (train, val) if not (root / folder).is_dir()])
     remedy = "set data.root, data.train and data.val to the folders of the images"
     if (train, val) == _DEFAULT_SPLITS:

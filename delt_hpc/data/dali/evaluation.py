@@ -42,7 +42,10 @@ def evaluation_batches(
         threads: number of reading threads, and of DALI's CPU threads.
     """
     pipeline_spec = PipelineSpec(
-        Files(index, transform=evaluation(spec)), placement(spec), evaluation_graph(spec), batch_size
+        Files(index, transform=evaluation(spec), try_first=bad.skips),
+        placement(spec),
+        evaluation_graph(spec),
+        batch_size,
     )
     requests = (
         [Request(position) for position in positions[start : start + batch_size].tolist()]

@@ -4,6 +4,7 @@ DALI decodes a plain JPEG to the same pixels as PIL. The two treat special cases
 transparency, 16 bits, CMYK), and these are rare in image data sets, so DALI is given PIL's pixels for them.
 """
 
+import io
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from PIL import Image
 
 from delt_hpc.data.bad_files import BadFile
 from delt_hpc.data.index import Index
-from delt_hpc.data.transforms import BadImageError, Pixels, decode
+from delt_hpc.data.transforms import BAD_IMAGE, BadImageError, Pixels, decode
 
 # JPEG markers (ITU-T T.81, table B.1)
-_START_OF_IMAGE, _START_OF_SCAN, _ADOBE = 0xD8, 0xDA, 0xEE
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN, _ADOBE = 0xD8, 0xD9, 0xDA, 0xEE
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}
@@ -49,7 +50,7 @@ class Size(NamedTuple):
 def plain_jpeg_size(content: bytes) -> Size | None:
     """Size of a JPEG that every decoder decodes to the same RGB pixels; None for anything else.
 
-    Such a JPEG is Huffman-coded, has 8 bits in gray or YCbCr, and is not larger than PIL's limit.
+    Such a JPEG is Huffman-coded and complete, has 8 bits in gray or YCbCr, and is not larger than PIL's limit.
     """
     if content[:2] != bytes((0xFF, _START_OF_IMAGE)):
         return None
@@ -66,9 +67,26 @@ def plain_jpeg_size(content: bytes) -> Size | None:
         if marker == _ADOBE and body[:5] == b"Adobe" and len(body) >= 12:
             adobe_rgb = body[11] == 0
         if marker in _HUFFMAN_FRAMES:
-            return _plain_frame_size(body, adobe_rgb)
+            return _plain_frame_size(body, adobe_rgb) if _has_whole_scan(content, offset) else None
         offset += 4 + len(body)
     return None
+
+
+def _has_whole_scan(content: bytes, frame: int) -> bool:
+    """Whether the frame is followed by a scan and the end of the image. DALI may crash where they are cut off."""
+    scan = content.find(bytes((0xFF, _START_OF_SCAN)), frame)
+    return scan >= 0 and content.rfind(bytes((0xFF, _END_OF_IMAGE))) > scan
+
+
+def _pil_decodes(content: bytes) -> bool:
+    """Whether PIL decodes a JPEG, at an eighth of its size: all of its data are read, in less than half the time."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft(None, (1, 1))
+            image.load()
+    except BAD_IMAGE:
+        return False
+    return True
 
 
 def _plain_frame_size(body: bytes, adobe_rgb: bool) -> Size | None:
@@ -90,12 +108,19 @@ class Files:
     Args:
         transform: applied to images that PIL decodes; returns uint8 [height, width, 3].
         cache_mib: memory for decoded images, MiB; images that do not fit are read again each time.
+        try_first: let PIL try every JPEG, so that DALI is given none that PIL cannot read.
     """
 
     def __init__(
-        self, index: Index, transform: Callable[[Image.Image], Pixels] = np.asarray, cache_mib: int = 0
+        self,
+        index: Index,
+        transform: Callable[[Image.Image], Pixels] = np.asarray,
+        cache_mib: int = 0,
+        *,
+        try_first: bool = False,
     ) -> None:
-        self.index = index
+        self.index, self._try_first = index, try_first
+        self._tried: set[int] = set()
         self._transform = transform
         self._cache: dict[int, ImageData] = {}
         self._free_bytes = cache_mib * 2**20
@@ -113,7 +138,7 @@ class Files:
         if not content:
             return self.bad(position, "is empty")
         size = plain_jpeg_size(content)
-        if size is None or self._fits(size.height * size.width * 3):
+        if size is None or self._fits(size.height * size.width * 3) or not self._is_readable(position, content):
             return self._cached(self.decoded(position))
         return ImageData(position, np.frombuffer(content, dtype=np.uint8), *size, decoded=False)
 
@@ -129,6 +154,14 @@ class Files:
 
     def bad(self, position: int, reason: str) -> BadFile:
         return BadFile(position, self.index.paths[position], reason)
+
+    def _is_readable(self, position: int, content: bytes) -> bool:
+        """Whether PIL decodes the JPEG; each file is tried once, and only if `try_first`."""
+        if self._try_first and position not in self._tried:
+            if not _pil_decodes(content):
+                return False
+            self._tried.add(position)
+        return True
 
     def _path(self, position: int) -> Path:
         return self.index.root / self.index.paths[position]

@@ -56,7 +56,9 @@ def training_batches(
             do not fit are read and decoded again in each epoch.
     """
     describe = _drawn(spec, augmentation, key)
-    pipeline_spec = PipelineSpec(Files(index, cache_mib=cache_mib), describe, training_graph(spec), batch_size + 1)
+    pipeline_spec = PipelineSpec(
+        Files(index, cache_mib=cache_mib, try_first=bad.skips), describe, training_graph(spec), batch_size + 1
+    )
     requests = (
         [Request(position, epoch, step) for position in batch.tolist()]
         for epoch, step, batch in requested_batches(positions, batch_size, epochs, first_step, *key)

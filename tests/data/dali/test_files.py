@@ -1,46 +1,62 @@
-"""Which JPEGs are left to DALI's decoder."""
+"""DALI is given no JPEG that PIL cannot read: it may crash on them."""
 
+import io
+from pathlib import Path
+
+import numpy as np
 import pytest
-from helpers.photographs import jpeg, odd_files
 from PIL import Image
 
-pytest.importorskip("nvidia.dali")
-
-from delt_hpc.data.dali.files import plain_jpeg_size
-
-
-def test_which_jpegs_are_plain() -> None:
-    odd = odd_files()
-    plain = {name for name, content in odd.items() if plain_jpeg_size(content)}
-    expected = {name for name in odd if name.endswith(".jpg")} - {
-        "cmyk.jpg",
-        "rgb.jpg",
-        "png inside.jpg",
-        "gif inside.jpg",
-    }
-    assert plain == expected
-    assert plain_jpeg_size(jpeg(90, 121)) == (90, 121)
-    assert plain_jpeg_size(odd["exif.jpg"]) == (90, 120)
+from delt_hpc.data.dali.files import Files, ImageData
+from delt_hpc.data.index import Index
+from delt_hpc.data.transforms import BadImageError, decode
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff\xd8",
-        b"\xff\xd8\xff\xd9",
-        b"\xff\xd8\xff\xc0\x00\x02",
-        b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x00\x00\x10\x03",  # no height
-        b"\xff\xd8\xff\xc9\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00",  # arithmetic coding
-        b"\xff\xd8\xff\xc1\x00\x0b\x0c\x00\x10\x00\x10\x01\x01\x11\x00",  # 12 bits
-        b"\xff\xd8\xff\xda\x00\x0b\x08\x00\x10\x00\x10\x01\x01\x11\x00",  # a scan before any frame
-    ],
-)
-def test_other_content_is_no_plain_jpeg(content: bytes) -> None:
-    assert plain_jpeg_size(content) is None
+def jpeg(progressive: bool = False) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "\xff\xda\xff\xd9"  # as a thumbnail has
+    Image.fromarray(pixels).save(file, "JPEG", quality=80, progressive=progressive, exif=exif)
+    return file.getvalue()
 
 
-def test_images_above_pils_size_limit_are_left_to_pil(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain_jpeg_size(jpeg(90, 120)) == (90, 120)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 120 - 1)
-    assert plain_jpeg_size(jpeg(90, 120)) is None
+def given_to_dali(folder: Path, content: bytes, *, try_first: bool) -> bool:
+    (folder / "image.jpg").write_bytes(content)
+    read = Files(Index(folder, ("image.jpg",), np.zeros(1, np.int64)), try_first=try_first).read(0)
+    return isinstance(read, ImageData) and not read.decoded
+
+
+def pil_reads(path: Path) -> bool:
+    try:
+        decode(path)
+    except BadImageError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("try_first", [False, True])
+def test_whole_jpegs_stay_encoded(tmp_path: Path, progressive: bool, try_first: bool) -> None:
+    assert given_to_dali(tmp_path, jpeg(progressive), try_first=try_first)
+    assert given_to_dali(tmp_path, jpeg(progressive) + b"more", try_first=try_first)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_no_truncated_jpeg_is_given_to_dali(tmp_path: Path, progressive: bool) -> None:
+    content = jpeg(progressive)
+    for size in [200, *range(0, len(content) - 2, 101), len(content) - 2]:
+        assert not given_to_dali(tmp_path, content[:size], try_first=False), size
+
+
+def test_pil_reads_every_jpeg_that_is_given_to_dali(tmp_path: Path) -> None:
+    content, random = jpeg(), np.random.default_rng(1)
+    read = 0
+    for _ in range(400):
+        changed = bytearray(content)
+        for place in random.integers(0, 700, 3):
+            changed[place] ^= 1 << random.integers(8)
+        if given_to_dali(tmp_path, bytes(changed), try_first=True):
+            assert pil_reads(tmp_path / "image.jpg")
+            read += 1
+    assert 0 < read < 400

@@ -1,0 +1,85 @@
+"""The package in Python, described in docs/python.md; `delt_hpc` offers these functions without importing torch."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from delt_hpc.config.load import load_config
+from delt_hpc.config.schema import Config, Stage
+from delt_hpc.launch import request
+from delt_hpc.launch import status as states
+from delt_hpc.options import run_folder_of
+
+if TYPE_CHECKING:
+    from delt_hpc.distilled.dataset import DistilledDataset
+
+
+def distil(
+    config: str | Path | Config,
+    folder: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    stages: Sequence[Stage] | None = None,
+    *,
+    quiet: bool = True,
+) -> Path:
+    """Run all stages, as `delt-hpc run` does: finished work is skipped, interrupted work resumes.
+
+    Args:
+        config: a recipe's name, a YAML file, a run folder, or a configuration.
+        folder: the run folder; default: runs/<name>.
+        overrides: strings `section.key=value`; not with a `Config`.
+        stages: only these.
+        quiet: print no progress on standard error.
+
+    Returns:
+        The run folder; distilled/ in it is the distilled data set, report/report.json has all results.
+
+    Raises:
+        UserError: the configuration or its data set is wrong.
+    """
+    given = Path(folder) if folder is not None else None
+    if isinstance(config, Config):
+        loaded, root = config, given or Path("runs") / config.name
+    else:
+        loaded = load_config(str(config), overrides)
+        root = run_folder_of(str(config), given, loaded)
+    from delt_hpc import pipeline  # noqa: PLC0415  # imports torch
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
+
+    context = pipeline.open_run(loaded, root, Reporter(quiet=quiet))
+    pipeline.run_stages(context, loaded.stages if stages is None else stages)
+    return root
+
+
+def status(run: str | Path) -> list[states.Row]:
+    """The state of every task of a run, submitted or not, in the order of the pipeline.
+
+    Warns if Slurm does not answer; the states are then those of the files in the run folder.
+
+    Args:
+        run: a run folder.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    opened = request.open_submitted(str(run), None)
+    rows, problem = states.read(opened.config, opened.run, opened.classes)
+    if problem:
+        warnings.warn(problem, stacklevel=2)
+    return rows
+
+
+def load_distilled(folder: str | Path, transform: Callable[[Any], Any] | None = None) -> "DistilledDataset":
+    """A distilled data set as a data set of torchvision, with `spec` (size, mean, std) and `teacher()`.
+
+    Args:
+        folder: distilled/ of a run folder.
+        transform: applied to each PIL image.
+
+    Raises:
+        UserError: the folder is not a distilled data set, or is damaged.
+    """
+    from delt_hpc.distilled.dataset import DistilledDataset  # noqa: PLC0415  # imports torch
+
+    return DistilledDataset(Path(folder), transform)
