@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from delt_hpc.bench.kernels.command import bench_kernels
+from delt_hpc.bench.stages.command import bench_stages
 from delt_hpc.bench.synthesis.command import bench_synthesis
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
@@ -239,6 +240,7 @@ def bench_ranking(
 
 bench_app.command("kernels")(bench_kernels)
 bench_app.command("synthesis")(bench_synthesis)
+bench_app.command("stages")(bench_stages)
 
 register(app)
 

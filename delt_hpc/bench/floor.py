@@ -1,11 +1,11 @@
-"""The shortest time an iteration can take on a device: the FLOPs and bytes a network needs at the device's peaks.
+"""The shortest time a step can take on a device: the FLOPs and bytes a network needs at the device's peaks.
 
-FLOPs are those of convolutions and linear layers, forward and gradient of the input; frozen weights need none. Bytes
-are modelled. A convolution or linear layer reads its input and weights and writes its output, and as much again for the
-gradient. Everything between two of them (BatchNorm with its statistics, addition, ReLU, pooling) is one pass over
-memory. Forward, it reads the layer's input and the residual, and writes the input of the next layer. Backward, it reads
-one gradient from each reader and the layer's input once more, and writes the gradients of input and residual.
-Augmentation, loss and Adam are left out.
+FLOPs are those of convolutions and linear layers: forward, gradient of the input, and in training gradient of the
+weights. Bytes are modelled. Each of these products moves the layer's input, output and weights once. Everything between
+two layers (BatchNorm with its statistics, addition, ReLU, pooling) is one pass over memory. Forward, it reads the
+layer's input and the residual, and writes the input of the next layer. Backward, it reads one gradient from each reader
+and the layer's input once more, and writes the gradients of input and residual. Augmentation, loss and optimiser are
+left out.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,11 @@ class Product:
     activations: int
     weights: int
 
+    def seconds(self, images: int, element: int, peak: Peak) -> float:
+        """It is limited by its FLOPs or by its bytes."""
+        moved = element * (self.activations * images + self.weights)
+        return max(images * self.flops / peak.flops_per_s, moved / peak.bytes_per_s)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -39,32 +44,40 @@ class Work:
 
     Attributes:
         products: every call of a convolution or linear layer.
-        between: elements of one image that the passes between them move, forward and backward.
+        forward, backward: elements of one image that the passes between them move.
     """
 
     products: tuple[Product, ...]
-    between: int
+    forward: int
+    backward: int
 
     def flops(self, images: int) -> float:
-        """Of one iteration."""
+        """Of one iteration of recovery."""
         return 2.0 * images * sum(product.flops for product in self.products)
 
     def bytes(self, images: int, element: int) -> float:
-        """Of one iteration, with `element` bytes for each activation and weight."""
+        """Of one iteration of recovery, with `element` bytes for each activation and weight."""
         moved = sum(2 * (product.activations * images + product.weights) for product in self.products)
-        return float(element * (moved + self.between * images))
+        return float(element * (moved + (self.forward + self.backward) * images))
 
     def seconds(self, images: int, element: int, peak: Peak) -> float:
-        """The floor of one iteration: each product is limited by its FLOPs or its bytes, the rest by bytes."""
-        products = sum(
-            2
-            * max(
-                images * product.flops / peak.flops_per_s,
-                element * (product.activations * images + product.weights) / peak.bytes_per_s,
-            )
-            for product in self.products
-        )
-        return products + element * self.between * images / peak.bytes_per_s
+        """The floor of an iteration of recovery: the forward pass and the gradient of the images."""
+        return 2 * self._products(images, element, peak) + self._passes(images, element, peak)
+
+    def inference_seconds(self, images: int, element: int, peak: Peak) -> float:
+        """The floor of a forward pass."""
+        return self._products(images, element, peak) + element * self.forward * images / peak.bytes_per_s
+
+    def training_seconds(self, images: int, element: int, peak: Peak) -> float:
+        """The floor of a training step: the forward pass, and the gradients of weights and of all inputs but images."""
+        first = self.products[0].seconds(images, element, peak)
+        return 3 * self._products(images, element, peak) - first + self._passes(images, element, peak)
+
+    def _products(self, images: int, element: int, peak: Peak) -> float:
+        return sum(product.seconds(images, element, peak) for product in self.products)
+
+    def _passes(self, images: int, element: int, peak: Peak) -> float:
+        return element * (self.forward + self.backward) * images / peak.bytes_per_s
 
 
 def work(network: nn.Module, size: int) -> Work:
@@ -79,26 +92,29 @@ def work(network: nn.Module, size: int) -> Work:
         for call in made
         if isinstance(call.module, nn.Conv2d | nn.Linear)
     )
-    return Work(products, _between(made, FusedTeacher(network, backend="torch").sites))
+    return Work(products, *_between(made, FusedTeacher(network, backend="torch").sites))
 
 
-def _between(made: list[Call], sites: tuple[Site, ...]) -> int:
-    """Elements that the passes of all BatchNorm calls move; `sites` has the order of the calls."""
+def _between(made: list[Call], sites: tuple[Site, ...]) -> tuple[int, int]:
+    """Elements that the passes of all BatchNorm calls move, forward and backward; `sites` is in the calls' order."""
     places = [i for i, call in enumerate(made) if isinstance(call.module, nn.BatchNorm2d)]
-    moved, residual_counted = 0, False
+    forward, backward, residual_counted = 0, 0, False
     for number, (place, site) in enumerate(zip(places, sites, strict=True)):
         read = made[place].read
-        moved += read + 2 * read  # forward the input; backward the input again and its gradient
+        forward += read
+        backward += 2 * read  # the input again, and its gradient
         if _is_residual(sites, number):
             residual_counted = True  # its output is part of the next layer's pass
             continue
         pooled = place + 1 < len(made) and isinstance(made[place + 1].module, POOLS)
         written = made[place + 1].written if pooled else read
-        moved += written + written * (1 + site.forked)
+        forward += written
+        backward += written * (1 + site.forked)
         if "add" in site.operators and not residual_counted:
-            moved += 2 * read  # the residual and its gradient
+            forward += read  # the residual
+            backward += read  # its gradient
         residual_counted = False
-    return moved
+    return forward, backward
 
 
 def _is_residual(sites: tuple[Site, ...], number: int) -> bool:

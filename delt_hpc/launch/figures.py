@@ -17,7 +17,11 @@ from delt_hpc.run.folder import RunFolder
 _TIMING = {"stage", "unit", "seconds", "image_iterations", "device"}
 _SYNTHESIS = {"network", "size", "variant", "precision", "image_iterations_per_s", "gpu", "cpu"}
 _LOADING = {"network", "size", "backend", "threads", "images_per_s", "gpu", "cpu"}
-_EXPECTED = "a run folder, its timing.csv or a .jsonl file of it, or synthesis.csv or loading.csv of `delt-hpc bench`"
+_STAGES = {"stage", "network", "teacher", "size", "settings", "keep_memory", "images_per_s", "gpu", "cpu"}
+_EXPECTED = (
+    "a run folder, its timing.csv or a .jsonl file of it, or stages.csv, synthesis.csv or loading.csv of"
+    " `delt-hpc bench`"
+)
 
 Row = dict[str, Any]
 
@@ -69,10 +73,52 @@ def _read(config: Config, profile: Profile, place: Path) -> dict[Stage, Rate]:
     if columns >= _LOADING:
         resources = profile.resources("rank")
         return {"rank": _ranking(config, rows, place, gpu=resources.gpus > 0, cpus=resources.cpus)}
+    if columns >= _STAGES:
+        return _default_settings(config, profile, rows, place)
     rates = _averages(rows, str(place))
     if not rates:
         raise UserError("holds no measured speeds", where=f"--figures {place}", expected=_EXPECTED)
     return rates
+
+
+def _default_settings(config: Config, profile: Profile, rows: Sequence[Row], place: Path) -> dict[Stage, Rate]:
+    """From stages.csv: the stages that were measured with the configuration's networks and image size.
+
+    With several students, each has the same share of the work.
+    """
+    teacher, size = config.teacher.model, str(_size(config))
+    networks: dict[Stage, list[str]] = {stage: [teacher] for stage in ("squeeze", "rank", "recover")}
+    networks["evaluate"] = config.evaluate.students
+    rates: dict[Stage, Rate] = {}
+    for stage, wanted in networks.items():
+        gpu = profile.resources(stage).gpus > 0
+        chosen = {
+            row["network"]: row
+            for row in rows
+            if (row["stage"], row["settings"], row["size"]) == (stage, _settings(config, stage), size)
+            and row["images_per_s"]
+            and _on_gpu(row) == gpu
+            and (stage != "evaluate" or row["teacher"] == teacher)
+        }
+        if all(network in chosen for network in wanted):
+            found = [chosen[network] for network in wanted]
+            seconds = sum(1 / float(row["images_per_s"]) for row in found) / len(found)
+            source = f"{place}: {', '.join(wanted)} at {size} px, {found[0]['settings']} settings"
+            rates[stage] = Rate(1 / seconds, found[0]["gpu"] or found[0]["cpu"], source, int(found[0]["repeats"]))
+    if not rates:
+        listed = dict.fromkeys(f"{row['stage']} {row['network']} {row['size']} px" for row in rows)
+        raise UserError(
+            f"has no speed of a stage with {teacher} at {size} px on the devices of the cluster's profile",
+            where=f"--figures {place}",
+            expected=f"the file holds: {'; '.join(listed)}",
+            remedy=f"delt-hpc bench stages --networks {teacher} --size {size} on such a machine, or another --cluster",
+        )
+    return rates
+
+
+def _settings(config: Config, stage: Stage) -> str:
+    """The rows of stages.csv that say how fast a stage is: those of its default settings or of an engine."""
+    return "reference" if stage == "recover" and config.recover.engine == "reference" else "default"
 
 
 def _recovery(config: Config, rows: Sequence[Row], place: Path, *, gpu: bool) -> Rate:

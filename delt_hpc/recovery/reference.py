@@ -28,17 +28,21 @@ def recover(
     spec: DatasetSpec,
     key: tuple[Key, ...],
     after_iteration: Callable[[State, int], None],
+    *,
+    tf32: bool = False,
+    cudnn_benchmark: bool = False,
 ) -> None:
     """Optimise the batch's images from state.t to the last iteration, in place.
 
     An image takes part from its entry round on; before, it is neither computed nor changed. Each iteration augments all
     active images in the same way, takes one step of Adam on the objective and clamps to the range of valid pixels.
-    Convolutions and matrix products are computed in float32, never in TF32.
+    Convolutions and matrix products are computed in float32, in TF32 only if asked for.
 
     Args:
         teacher: frozen, in evaluation mode, on the device of the images.
         key: (seed, stage, batch) of the random draws, to which the iteration is appended.
         after_iteration: called with the state and the number of active images.
+        cudnn_benchmark: let cuDNN measure which of its algorithms is fastest.
 
     Raises:
         UserError: a loss, or an image at the end, is NaN or infinite.
@@ -47,7 +51,7 @@ def recover(
     labels = torch.tensor([entry.class_index for entry in batch.entries], device=state.images.device)
     low, high = pixel_box(spec, state.images)
     with (
-        backend_flags(tf32=False, cudnn_benchmark=False),
+        backend_flags(tf32=tf32, cudnn_benchmark=cudnn_benchmark),
         Objective(teacher, recover_config.r_bn, recover_config.first_bn_weight) as objective,
     ):
         while state.t < schedule.iterations:

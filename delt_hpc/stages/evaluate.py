@@ -117,12 +117,11 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
     # All arms use the same random draws, so that they differ only in images and labels.
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
         student = build(trial.student, len(dataset.classes), dataset.spec.size).to(context.device)
-    optimizer = torch.optim.AdamW(student.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     index = _index(context, trial)
     smallest, largest = config.crop_scale
     return Training(
         model=student,
-        optimizer=optimizer,
+        optimizer=optimizer(student, config),
         epochs=config.epochs,
         lr=learning_rate(config),
         loss=soft_loss(network, config) if trial.soft else hard_loss,
@@ -181,6 +180,10 @@ def _images(context: Context, trial: Trial) -> Index:
         key = (context.config.seed, "random", trial.seed, class_index)
         chosen += positions[selection.choose("random", paths, context.config.select.ipc, *key)].tolist()
     return Index(train.root, tuple(train.paths[p] for p in chosen), train.labels[chosen])
+
+
+def optimizer(student: nn.Module, config: Evaluate) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(student.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: Evaluate) -> Callable[[float], float]:

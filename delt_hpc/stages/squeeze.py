@@ -77,15 +77,6 @@ def _pretrained(context: Context) -> tuple[weights.State, str]:
 def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome:
     """SGD with Nesterov momentum, linear warm-up and cosine decay, random crops and horizontal flips."""
     squeeze, dataset, seed = context.config.squeeze, context.dataset, context.config.seed
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": decayed, "weight_decay": squeeze.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=squeeze.lr,
-        momentum=squeeze.momentum,
-        nesterov=squeeze.momentum > 0,
-        fused=True,
-    )
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(output, labels, label_smoothing=squeeze.label_smoothing)
@@ -93,7 +84,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
     smallest, largest = squeeze.crop_scale
     job = Training(
         model=network,
-        optimizer=optimizer,
+        optimizer=optimizer(network, squeeze),
         epochs=squeeze.epochs,
         lr=warm_cosine(squeeze),
         lr_per_step=True,
@@ -117,6 +108,19 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         outcome = job.run(bar)
     folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
     return outcome
+
+
+def optimizer(network: nn.Module, squeeze: Squeeze) -> torch.optim.Optimizer:
+    """SGD; biases and BatchNorm have no weight decay."""
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    return torch.optim.SGD(
+        [{"params": decayed, "weight_decay": squeeze.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=squeeze.lr,
+        momentum=squeeze.momentum,
+        nesterov=squeeze.momentum > 0,
+        fused=True,
+    )
 
 
 def warm_cosine(squeeze: Squeeze) -> Callable[[float], float]:

@@ -31,6 +31,14 @@ def test_floors_at_stated_speeds(device: str, ms: float) -> None:
     assert needed.bytes(100, 2) / 1e9 == pytest.approx(4.45, abs=0.005)
 
 
+@pytest.mark.parametrize(("device", "student", "teacher"), [("H100", 1.01, 0.36), ("H200", 0.85, 0.30)])
+def test_floors_of_evaluation(device: str, student: float, teacher: float) -> None:
+    """As docs/benchmarks/README.md has them."""
+    needed = work(build("resnet18", 1000, 224).eval(), 224)
+    assert 1000 * needed.training_seconds(50, 2, STATED[device]) == pytest.approx(student, abs=0.005)
+    assert 1000 * needed.inference_seconds(50, 2, STATED[device]) == pytest.approx(teacher, abs=0.005)
+
+
 def test_a_chain_by_hand() -> None:
     """4 x 4 pixels, 2 channels, pooled to 2 x 2, 5 classes."""
     network = nn.Sequential(
@@ -40,7 +48,7 @@ def test_a_chain_by_hand() -> None:
     x, pooled = 2 * 16, 2 * 4
     needed = work(network.eval(), 4)
     assert needed.products == (Product(2 * 16 * 2 * 27, 3 * 16 + x, 54), Product(2 * 8 * 5, 8 + 5, 40))
-    assert needed.between == (x + pooled) + (pooled + 2 * x)
+    assert (needed.forward, needed.backward) == (x + pooled, pooled + 2 * x)
 
 
 class Block(nn.Module):
@@ -58,7 +66,8 @@ def residual(*shortcuts: nn.Module) -> int:
     """Elements that the passes between the products move, of 4 x 4 pixels with 2 channels, per element of these."""
     stem = [nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.ReLU()]
     network = nn.Sequential(*stem, *map(Block, shortcuts), nn.Flatten(), nn.Linear(32, 5))
-    moved, rest = divmod(work(network.eval(), 4).between, 32)
+    needed = work(network.eval(), 4)
+    moved, rest = divmod(needed.forward + needed.backward, 32)
     assert not rest
     return moved
 
@@ -78,12 +87,21 @@ def test_a_shortcut_with_a_batch_norm_is_one_pass_with_the_sum() -> None:
 
 
 def test_operations_or_bytes_hold_up_a_product_and_bytes_the_rest() -> None:
-    needed = Work((Product(flops=100, activations=10, weights=7),), between=30)
+    needed = Work((Product(flops=100, activations=10, weights=7),), forward=10, backward=20)
     assert needed.flops(4) == 2 * 4 * 100
     assert needed.bytes(4, 2) == 2 * (2 * (4 * 10 + 7) + 4 * 30)
     busy, starved = Peak(1.0, 1e3), Peak(1e9, 1.0)
     assert needed.seconds(4, 2, busy) == pytest.approx(needed.flops(4) + 2 * 4 * 30 / 1e3)
     assert needed.seconds(4, 2, starved) == pytest.approx(needed.bytes(4, 2))
+
+
+def test_training_and_inference_by_hand() -> None:
+    """Three products a layer, but no gradient of the images; one product in a forward pass."""
+    needed = Work((Product(flops=100, activations=0, weights=0), Product(1000, 0, 0)), forward=10, backward=20)
+    peak = Peak(1.0, 1.0)
+    assert needed.inference_seconds(4, 2, peak) == 4 * (1100 + 2 * 10)
+    assert needed.seconds(4, 2, peak) == 4 * (2 * 1100 + 2 * 30)
+    assert needed.training_seconds(4, 2, peak) == 4 * (2 * 100 + 3 * 1000 + 2 * 30)
 
 
 def test_the_network_is_left_alone() -> None:

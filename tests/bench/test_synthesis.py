@@ -1,12 +1,12 @@
 """The synthesis benchmark computes what it says, and refuses to time what is wrong."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from torch._dynamo.exc import TorchDynamoException
 
 from delt_hpc.bench import peaks, timing
@@ -14,17 +14,13 @@ from delt_hpc.bench.synthesis import cases, check, measure, suite
 from delt_hpc.bench.synthesis.cases import Case, Recipe
 from delt_hpc.bench.synthesis.check import Errors, InexactError
 from delt_hpc.bench.synthesis.command import bench_synthesis
-from delt_hpc.bench.synthesis.engines import HeldReference, Outcome
+from delt_hpc.bench.synthesis.engines import Outcome
 from delt_hpc.bench.synthesis.suite import Suite
 from delt_hpc.bench.synthesis.variants import PRECISIONS, VARIANTS
 from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.errors import UserError
-from delt_hpc.recovery import reference
-from delt_hpc.recovery.device_tables import draw_key
 from delt_hpc.recovery.objective import Objective
-from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.recovery.schedule import active_images
-from delt_hpc.recovery.state import State
 
 CPU = torch.device("cpu")
 SMALL = Recipe(ipc=2, batch_size=4, iterations=4, rounds=2)
@@ -52,22 +48,10 @@ def small(variants: tuple[str, ...], precisions: tuple[RecoverPrecision, ...] = 
     return Suite(("convnet3",), variants, precisions, SMALL, repeats=2)
 
 
-def test_the_published_loop_is_the_reference_engine_s(case: Case) -> None:
-    """One round, so that nothing is held back: the same images, moments and losses."""
-    alone = Case("convnet3", Recipe(ipc=2, batch_size=4, iterations=3, rounds=1), CPU)
-    engine = HeldReference(alone, NumericFormat(), CPU)
-    engine.enter((0,))
-    engine.iterate(3)
-    state, batch = State.start(alone.images(0)), alone.batches[0]
-    key = draw_key(cases.SEED, batch)
-    reference.recover(state, batch, alone.teacher, alone.recipe.recover(), alone.spec, key, lambda *_: None)
-    for name in ("images", "exp_avg", "exp_avg_sq", "cross_entropy"):
-        assert torch.equal(getattr(engine.state, name), getattr(state, name))
-    assert engine.state.curve == state.curve
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["reference", "torch", "torch-packed"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("reference", "float32"), *product(("torch", "torch-packed"), ("float32", "bfloat16", "float16"))],
+)
 def test_variants_compute_the_same(name: str, precision: Any, case: Case, exact: dict[int, Outcome]) -> None:
     engine, errors = VARIANTS[name].start(case, precision, CPU), list[Errors]()
     for rounds in VARIANTS[name].passes(SMALL.rounds):
@@ -97,14 +81,6 @@ def test_variants_run_on_a_gpu(tmp_path: Path) -> None:
     assert table["failure"].isna().all()
     assert len(table) == 5 + 4
     assert (table[["ratio", "ms", "peak_gib", "start_s"]] > 0).all(axis=None)
-
-
-@pytest.mark.slow
-def test_the_compiled_published_formula_is_the_same(case: Case, exact: dict[int, Outcome]) -> None:
-    engine = VARIANTS["published-compiled"].start(case, "float32", CPU)
-    engine.enter((0,))
-    engine.iterate(1)
-    check.check(engine, (0,), exact, "float32")
 
 
 def test_wrong_images_do_not_pass(case: Case, exact: dict[int, Outcome]) -> None:
@@ -170,7 +146,7 @@ def test_one_row_for_each_variant_and_precision(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a CPU")
-def test_the_command_writes_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench_synthesis(variants="reference,triton", ipc=2, batch_size=4, rounds=2, repeats=1, profile=True, out=tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("convnet3 float32 reference: 1.00 x reference, ")
@@ -178,8 +154,6 @@ def test_the_command_writes_table_and_plot(tmp_path: Path, capsys: pytest.Captur
     read = pd.read_csv(tmp_path / "synthesis.csv")
     assert read["ms"].notna().tolist() == [True, False]
     assert "convolution" in (tmp_path / "profile-convnet3-float32-reference.txt").read_text()
-    with Image.open(tmp_path / "synthesis-convnet3.png") as plot:
-        assert plot.format == "PNG"
 
 
 @pytest.mark.usefixtures("quick")

@@ -28,7 +28,7 @@ def bench_kernels(
     tiles: Annotated[
         bool, typer.Option("--tiles", help="Time the tile sizes of the Triton kernels instead; requires a GPU.")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and plots.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the tables.")] = Path("bench"),
 ) -> None:
     """Time the operators of recovery on the shapes of real networks, and check their results against float64."""
     import torch  # noqa: PLC0415
@@ -48,4 +48,4 @@ def bench_kernels(
         typer.echo(f"all times: {out}/kernel-tiles.csv")
         return
     typer.echo(table.summary(table.bench(names, count, variants.split(","), kind, device, out)))
-    typer.echo(f"table and plot: {out}/kernels.csv, {out}/kernels.png")
+    typer.echo(f"table: {out}/kernels.csv")

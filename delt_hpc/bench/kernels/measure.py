@@ -11,8 +11,8 @@ from delt_hpc.bench.kernels.cases import Case, Function, Tensors
 from delt_hpc.bench.timing import Times
 from delt_hpc.bench.timing import measure as times
 
-VARIANTS = {"torch": "muted", "torch-compiled": "selected", "triton": "distilled"}
-"""Names, and colours in the plot. torch: PyTorch, op by op; triton: the Triton kernels."""
+VARIANTS = ("torch", "torch-compiled", "triton")
+"""torch: PyTorch, op by op; triton: the Triton kernels."""
 BASELINE = "torch"
 
 

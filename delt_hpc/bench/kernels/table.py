@@ -1,4 +1,4 @@
-"""Times of all operators in every variant, as a table and a plot."""
+"""Times of all operators in every variant, as a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import torch
 import torch._functorch.config
-from matplotlib.axes import Axes
 
 from delt_hpc.bench import machine
 from delt_hpc.bench.kernels.cases import SIZES, Batch, Case, cases
@@ -15,9 +14,7 @@ from delt_hpc.bench.kernels.measure import BASELINE, VARIANTS, Measured, expecte
 from delt_hpc.bench.peaks import copy_bandwidth
 from delt_hpc.bench.timing import capture_stream
 from delt_hpc.errors import UserError
-from delt_hpc.report.drawing import chart
-from delt_hpc.report.palette import light
-from delt_hpc.run.folder import write_csv, writing
+from delt_hpc.run.folder import write_csv
 
 PASSES = ("forward", "backward")
 COLUMNS = (
@@ -29,7 +26,7 @@ COLUMNS = (
 def bench(
     networks: Sequence[str], images: int, variants: Sequence[str], dtype: torch.dtype, device: torch.device, out: Path
 ) -> pd.DataFrame:
-    """Measure every operator of the networks, and write `kernels.csv` and `kernels.png` to `out`.
+    """Measure every operator of the networks, and write `kernels.csv` to `out`.
 
     A variant's results and gradients are checked first (`measure.expected`); a wrong one gets a note and no time.
 
@@ -66,8 +63,6 @@ def bench(
     }
     table = pd.DataFrame(rows, columns=list(COLUMNS)).assign(**ran_with, **machine.record())
     write_csv(out / "kernels.csv", lambda file: table.to_csv(file, index=False, float_format="%.5g"))
-    with writing(out / "kernels.png") as file:
-        file.write(chart("kernels", "Share of the copy bandwidth", "", lambda axes: _draw(table, axes)).png)
     return table
 
 
@@ -131,16 +126,3 @@ def _row(case: Case, name: str, i: int, found: Measured, baseline: Measured, cop
     rate = case.bytes[i] / (found.passes[i].median_ms / 1e3)
     ratio = baseline.passes[i].median_ms / found.passes[i].median_ms if baseline.passes else None
     return row | found.passes[i]._asdict() | {"gb_per_s": rate / 1e9, "share_of_copy": rate / copy, "ratio": ratio}
-
-
-def _draw(table: pd.DataFrame, axes: Axes) -> None:
-    for name, rows in table[table["median_ms"].notna()].groupby("variant", sort=False):
-        colour = light(VARIANTS[str(name)])
-        axes.plot(rows["modelled_mb"], rows["share_of_copy"], "o", markersize=4, color=colour, label=str(name))
-    axes.axhline(1, color=light("border"), linewidth=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("modelled MB of a pass")
-    axes.set_ylabel("share of a copy's bandwidth")
-    axes.set_ylim(bottom=0)
-    axes.legend()

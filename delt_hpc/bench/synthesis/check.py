@@ -8,7 +8,6 @@ import torch
 from delt_hpc.bench.synthesis.cases import Case
 from delt_hpc.bench.synthesis.engines import Held, HeldReference, Outcome
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import NumericFormat
 
 CHECKED_ROUNDS = 2  # the first ones, whose batches are smallest
 
@@ -35,7 +34,7 @@ class InexactError(Exception):
 
 def expected(case: Case, device: torch.device) -> dict[int, Outcome]:
     """First iterations in float64, by round."""
-    exact = HeldReference(case, NumericFormat(torch.float64), device, dtype=torch.float64)
+    exact = HeldReference(case, device, dtype=torch.float64)
     outcomes = {}
     for round_index in range(min(CHECKED_ROUNDS, case.recipe.rounds)):
         exact.enter((round_index,))

@@ -46,7 +46,7 @@ def bench_synthesis(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also write a table of the kernels of each variant (torch.profiler).")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for tables and plots.")] = Path("bench"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the tables.")] = Path("bench"),
 ) -> None:
     """Time recovery iterations of every engine; `delt-hpc plan --figures` estimates a run from the table."""
     from dataclasses import replace  # noqa: PLC0415
@@ -67,7 +67,7 @@ def bench_synthesis(
         profile,
     )
     bench(out, suite, typer.echo)
-    typer.echo(f"table and plots: {out}/synthesis.csv, {out}/synthesis-*.png")
+    typer.echo(f"table: {out}/synthesis.csv")
 
 
 def _chosen(option: str, text: str | None, known: Collection[T], default: tuple[T, ...]) -> tuple[T, ...]:

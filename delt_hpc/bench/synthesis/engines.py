@@ -1,6 +1,8 @@
 """Recovery engines whose batches stay in their round, so that iterations can be repeated, timed and checked."""
 
+import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import torch
@@ -8,16 +10,14 @@ from torch import Tensor, nn
 
 from delt_hpc.bench.synthesis.cases import SEED, Case
 from delt_hpc.config.schema import Recover
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery import reference
-from delt_hpc.recovery.augmentation import augment, draw_view
+from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.device_tables import draw_key
 from delt_hpc.recovery.engine_setup import build_engine
-from delt_hpc.recovery.objective import Objective
-from delt_hpc.recovery.precision import NumericFormat, backend_flags
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import PackingPlan
 from delt_hpc.recovery.state import State
-from delt_kernels.teacher.frozen import frozen_copy
 
 
 class Outcome(NamedTuple):
@@ -41,63 +41,79 @@ class Held(Protocol):
 
 
 class HeldReference:
-    """The published formula, one batch at a time, in any precision and optionally compiled.
-
-    Its iteration is the reference engine's. For a fair comparison it may use cuDNN's search for the fastest algorithms
-    and TF32, which the reference engine does not.
+    """The reference engine, one batch at a time; for a fair comparison with cuDNN's search for the fastest algorithms.
 
     Args:
-        dtype: of images and moments.
+        dtype: of everything, float32 or float64.
     """
 
     def __init__(
-        self,
-        case: Case,
-        numeric_format: NumericFormat,
-        device: torch.device,
-        *,
-        compiled: bool = False,
-        dtype: torch.dtype = torch.float32,
+        self, case: Case, device: torch.device, *, tf32: bool = False, dtype: torch.dtype = torch.float32
     ) -> None:
-        self._case, self._format, self._device, self._dtype = case, numeric_format, device, dtype
+        self._case, self._device, self._tf32, self._dtype = case, device, tf32, dtype
         self._recover = case.recipe.recover()
-        self._schedule = Schedule.of(self._recover)
-        network = _CastNetwork(case.teacher, numeric_format.network_dtype or dtype)
-        objective = Objective(network, self._recover.r_bn, self._recover.first_bn_weight)
-        self._objective = torch.compile(objective, fullgraph=True) if compiled else objective
+        self._teacher = copy.deepcopy(case.teacher).to(dtype)
 
     def enter(self, rounds: Sequence[int]) -> int:
-        (self._round,) = rounds
-        self._batch = self._case.batches[self._round]
-        self.state = State.start(self._case.images(self._round).to(self._device, self._dtype))
-        self._labels = torch.tensor([entry.class_index for entry in self._batch.entries], device=self._device)
-        return self._batch.active(self._round)
+        (round_index,) = rounds
+        self._batch = self._case.batches[round_index]
+        self.state = State.start(self._case.images(round_index).to(self._device, self._dtype))
+        self.state.t = self._first = round_index * self._recover.round_length
+        self._active = self._batch.active(round_index)
+        return self._active
 
     def iterate(self, iterations: int) -> None:
-        with backend_flags(tf32=self._format.tf32):
-            for i in range(iterations):
-                self._iteration(self._round * self._schedule.round_length + i)
+        if self.state.t + iterations > self._first + self._recover.round_length:
+            self.state.t = self._first
+        iterate_reference(
+            self.state,
+            self._batch,
+            self._teacher,
+            self._recover,
+            self._case.spec,
+            iterations,
+            tf32=self._tf32,
+            cudnn_benchmark=True,
+        )
 
     def outcome(self, round_index: int) -> Outcome:
-        assert round_index == self._round
-        return _outcome(self.state, self._batch.active(round_index), self._recover)
+        return _outcome(self.state, self._active, self._recover)
 
-    def _iteration(self, t: int) -> None:
-        """As in `reference.recover`."""
-        recover, spec, state, batch = self._recover, self._case.spec, self.state, self._batch
-        active, smallest = batch.active(self._round), self._schedule.smallest_crop(t)
-        view = draw_view(spec.size, smallest, spec.mirror, recover.jitter, *draw_key(SEED, batch), t)
-        images = state.images[:active].detach().requires_grad_()
-        loss = self._objective(augment(images, view), self._labels[:active])
-        (gradient,) = torch.autograd.grad(loss.total * self._format.loss_scale, images)
-        counts = reference.step_counts(batch, self._schedule, recover.adam_steps, t, active)
-        low, high = reference.pixel_box(spec, state.images)
-        step = gradient / self._format.loss_scale
-        reference.adam(state, step, self._schedule.lr(t), recover.betas, counts)
-        state.images[:active] = state.images[:active].clamp(low, high)
-        state.cross_entropy[:active] = loss.cross_entropy_per_image
-        values = (loss.total.item(), loss.cross_entropy.item(), loss.bn_distance.item())
-        state.curve.append((t, self._round, active, self._schedule.lr(t), smallest, *values))
+
+class _EnoughError(Exception):
+    """Ends the reference engine after the wanted number of iterations."""
+
+
+def iterate_reference(
+    state: State,
+    batch: Batch,
+    teacher: nn.Module,
+    recover: Recover,
+    spec: DatasetSpec,
+    iterations: int,
+    *,
+    tf32: bool = False,
+    cudnn_benchmark: bool = False,
+) -> None:
+    """Run a few iterations of the reference engine, from state.t on."""
+    end = state.t + iterations
+
+    def stop(state: State, active: int) -> None:
+        if state.t == end:
+            raise _EnoughError
+
+    with suppress(_EnoughError):
+        reference.recover(
+            state,
+            batch,
+            teacher,
+            recover,
+            spec,
+            draw_key(SEED, batch),
+            stop,
+            tf32=tf32,
+            cudnn_benchmark=cudnn_benchmark,
+        )
 
 
 class HeldPacked:
@@ -134,18 +150,6 @@ class HeldPacked:
         place = self._rounds.index(round_index)
         state = self._engine.snapshot(self._running[place], self._states[place])
         return _outcome(state, self._running[place].batch.active(round_index), self._recover)
-
-
-class _CastNetwork(nn.Module):
-    """A frozen network in another type: images are converted to it, logits back."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._network, self._dtype = frozen_copy(network, dtype).eval(), dtype
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self._network(images.to(self._dtype))
-        return logits.to(images.dtype)
 
 
 def _outcome(state: State, active: int, recover: Recover) -> Outcome:

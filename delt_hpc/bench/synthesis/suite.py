@@ -14,7 +14,7 @@ from torch._inductor.utils import fresh_cache
 
 from delt_hpc.bench import machine
 from delt_hpc.bench.peaks import Peak, measured_peak
-from delt_hpc.bench.synthesis import summary, table
+from delt_hpc.bench.synthesis import table
 from delt_hpc.bench.synthesis.cases import NETWORKS, Case, Recipe
 from delt_hpc.bench.synthesis.check import expected
 from delt_hpc.bench.synthesis.engines import Outcome
@@ -22,7 +22,7 @@ from delt_hpc.bench.synthesis.measure import Times, measure
 from delt_hpc.bench.synthesis.variants import PRECISIONS, REFERENCE, VARIANTS, Variant, unsupported
 from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.recovery.precision import NumericFormat, backend_flags
-from delt_hpc.run.folder import write_csv, writing
+from delt_hpc.run.folder import write_csv
 
 MESSAGE_LENGTH = 200  # characters of an error in a row
 
@@ -54,9 +54,9 @@ class Suite:
 
 
 def bench(out: Path, suite: Suite, echo: Callable[[str], None]) -> pd.DataFrame:
-    """Measure, and write `synthesis.csv` and a plot for each network to `out`.
+    """Measure, and write `synthesis.csv` to `out`.
 
-    A variant that fails or is wrong gets a row that says why, without times. The files are written after every row, so
+    A variant that fails or is wrong gets a row that says why, without times. The file is written after every row, so
     that a run that is stopped keeps what it has.
 
     Returns:
@@ -83,8 +83,8 @@ def bench(out: Path, suite: Suite, echo: Callable[[str], None]) -> pd.DataFrame:
                     row["failure"] = found
                 rows.append(row)
                 made = table.table(rows).assign(**ran_with)
-                _write(out, made, network)
-                echo(summary.line(made.iloc[-1]))
+                write_csv(out / "synthesis.csv", partial(made.to_csv, index=False, float_format="%.6g"))
+                echo(table.line(made.iloc[-1]))
     return made
 
 
@@ -120,11 +120,3 @@ def _attempt(
         except Exception as error:  # whatever fails in one variant, the others can still be measured
             text = " ".join(f"{type(error).__name__}: {error}".split())
             return text if len(text) <= MESSAGE_LENGTH else text[:MESSAGE_LENGTH] + " ..."
-
-
-def _write(out: Path, made: pd.DataFrame, network: str) -> None:
-    write_csv(out / "synthesis.csv", partial(made.to_csv, index=False, float_format="%.6g"))
-    timed = made[made["network"] == network].dropna(subset=["ms"])
-    if len(timed):
-        with writing(out / f"synthesis-{network}.png") as file:
-            file.write(summary.plot(timed, network))

@@ -13,6 +13,8 @@ from delt_hpc.config.schema import RecoverPrecision
 
 BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}  # of an activation
 
+UNSTEADY = 0.2  # spread above which a row's times mean little
+
 COLUMNS = (
     "ratio", "ratio_tf32",  # image-iterations per second over those of the reference in float32, and in TF32
     "network", "size", "variant", "precision",
@@ -57,3 +59,13 @@ def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         base = of_reference.set_index("network")["image_iterations_per_s"]
         made[column] = made["image_iterations_per_s"] / made["network"].map(base)
     return made
+
+
+def line(row: "pd.Series[Any]") -> str:
+    """One row in short."""
+    name = f"{row['network']} {row['precision']} {row['variant']}: "
+    if isinstance(row["failure"], str):
+        return name + row["failure"]
+    ratio = "" if pd.isna(row["ratio"]) else f"{row['ratio']:.2f} x reference, "
+    unsteady = f"; unsteady, blocks differ by {row['spread']:.0%}" if row["spread"] > UNSTEADY else ""
+    return name + ratio + f"{row['ms']:.3g} ms, {row['image_iterations_per_s']:.4g} image-iterations/s" + unsteady

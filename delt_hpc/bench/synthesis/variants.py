@@ -8,7 +8,6 @@ import torch
 from delt_hpc.bench.synthesis.cases import Case
 from delt_hpc.bench.synthesis.engines import Held, HeldPacked, HeldReference
 from delt_hpc.config.schema import RecoverPrecision
-from delt_hpc.recovery.precision import NumericFormat
 
 REFERENCE = "reference"
 PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
@@ -18,20 +17,19 @@ PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "floa
 class Variant:
     """
     Attributes:
-        engine: `published` is the published formula, one batch a pass; the others are backends of the packed engine.
+        engine: the reference engine, or a backend of the packed engine.
         compiled: by torch.compile.
         packed: the batches of all rounds in one pass; else one batch a pass.
     """
 
-    engine: Literal["published", "torch", "triton"]
+    engine: Literal["reference", "torch", "triton"]
     compiled: bool = False
     packed: bool = False
 
     def start(self, case: Case, precision: RecoverPrecision, device: torch.device) -> Held:
-        backend = "triton" if self.engine == "triton" else "torch"
-        recover = case.recipe.recover(precision=precision, kernels=backend, compile=self.compiled, graphs=True)
-        if self.engine == "published":
-            return HeldReference(case, NumericFormat.of(recover, device), device, compiled=self.compiled)
+        if self.engine == "reference":
+            return HeldReference(case, device, tf32=precision == "tf32")
+        recover = case.recipe.recover(precision=precision, kernels=self.engine, compile=self.compiled, graphs=True)
         return HeldPacked(case, recover, device, packed=self.packed)
 
     def passes(self, rounds: int) -> list[tuple[int, ...]]:
@@ -53,8 +51,7 @@ def unsupported(precision: RecoverPrecision, device: torch.device) -> str:
 
 
 VARIANTS = {
-    REFERENCE: Variant("published"),
-    "published-compiled": Variant("published", compiled=True),
+    REFERENCE: Variant("reference"),
     "torch": Variant("torch"),
     "torch-packed": Variant("torch", packed=True),
     "torch-compiled": Variant("torch", compiled=True),
