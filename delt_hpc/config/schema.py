@@ -152,7 +152,7 @@ class Recover(Section):
     loss_scale: Rate = free(1024.0, "loss scaling factor under float16, against gradient underflow")
     deterministic: bool = value(False, "bit-identical images on a GPU for any number of tasks and restarts (slower)")
     segments: Positive | Literal["auto"] = free(
-        "auto", "batches per pass; auto: as many as fit in the GPU's memory; on a CPU one for each round, or one"
+        "auto", "batches per pass; auto: as many as fit in the GPU's memory, on a CPU one"
     )
     kernels: Literal["auto", "triton", "torch"] = free(
         "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"

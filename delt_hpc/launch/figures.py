@@ -159,7 +159,7 @@ def _engines(recover: Recover, *, gpu: bool) -> list[tuple[str, str]]:
         precisions = ["bfloat16"] if gpu else ["bfloat16", "float32"]
     found = []
     for compiles in compiled:
-        packed = (gpu or compiles) if recover.segments == "auto" else recover.segments > 1
+        packed = gpu if recover.segments == "auto" else recover.segments > 1
         variant = backend + "-compiled" * compiles + "-packed" * packed
         found += [(variant, precision) for precision in precisions]
     return found

@@ -21,7 +21,7 @@ WORTHWHILE = 4.0  # compile if the work takes at least this many times the compi
 
 @dataclass(frozen=True)
 class CompileEstimate:
-    """Estimated seconds of a task's recovery without compilation, and of compilation."""
+    """Estimated seconds of a run's recovery without compilation, and of compilation."""
 
     work_seconds: float
     compile_seconds: float
@@ -41,21 +41,18 @@ def estimate_compilation(
     teacher: nn.Module,
     recover: Recover,
     all_batches: Sequence[Batch],
-    batch_count: int,
     size: int,
     device: torch.device,
 ) -> CompileEstimate:
-    """A pure function of its arguments, so that a restarted task decides as before.
+    """A pure function of its arguments, so that all tasks of a run decide alike, before and after a restart.
 
     Args:
         teacher: on the device.
         all_batches: those of the whole run.
-        batch_count: batches of the task, finished ones included.
         size: of the images, pixels.
     """
     schedule = Schedule.of(recover)
-    whole_run = sum(image_iterations_of(batch, schedule, schedule.iterations) for batch in all_batches)
-    image_iterations = whole_run * batch_count / len(all_batches)
+    image_iterations = sum(image_iterations_of(batch, schedule, schedule.iterations) for batch in all_batches)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         teacher(torch.zeros(1, 3, size, size, device=device))
     # The backward pass to the images costs as much as the forward pass; weights have no gradients.
@@ -74,8 +71,7 @@ def resolve_auto(recover: Recover, device: torch.device, *, compile_on_cpu: bool
     """The options with values in the place of `auto`, except `segments`, which depends on the memory, and `graphs`.
 
     Args:
-        compile_on_cpu: what `compile: auto` stands for on a CPU. With `deterministic` it is false, because the work of
-            a task must not matter.
+        compile_on_cpu: what `compile: auto` stands for on a CPU.
     """
     on_gpu = device.type == "cuda"
     values: dict[str, object] = {}
@@ -84,5 +80,5 @@ def resolve_auto(recover: Recover, device: torch.device, *, compile_on_cpu: bool
     if recover.kernels == "auto":
         values["kernels"] = "triton" if on_gpu else "torch"
     if recover.compile == "auto":
-        values["compile"] = on_gpu or (compile_on_cpu and not recover.deterministic)
+        values["compile"] = on_gpu or compile_on_cpu
     return recover.model_copy(update=values)

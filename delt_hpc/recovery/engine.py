@@ -260,9 +260,13 @@ class Engine:
         augmented = crop_resize(
             self._images, views, rows, offsets, dtype=self._format.network_dtype, backend=kernels
         ).requires_grad_()
-        cross_entropy, distance, cross_entropy_per_image = self._losses(
-            augmented, offsets, self._labels[:images], self._sample_weights[:images]
-        )
+        labels, sample_weights = self._labels[:images], self._sample_weights[:images]
+        if self._recover.compile and self._device.type == "cpu":
+            # One compilation for any number of images. Otherwise a shape's code depends on the shapes before it, and a
+            # batch that is resumed has other last bits than one that was not interrupted.
+            for tensor in (augmented, labels, sample_weights):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        cross_entropy, distance, cross_entropy_per_image = self._losses(augmented, offsets, labels, sample_weights)
         total = cross_entropy + self._recover.r_bn * distance
         scaled = (total * self._segment_mask).sum() * self._format.loss_scale
         (grad_augmented,) = torch.autograd.grad(scaled, augmented)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
@@ -13,7 +12,6 @@ from delt_hpc.recovery.scheduler import Capacity, PackingPlan
 from delt_kernels.teacher.fused import FusedTeacher
 
 MAX_LANES = 8  # a pass of more batches takes longer but is no more efficient
-CPU_BYTES = 8 * 2**30  # limit of a pass on a CPU, whatever memory is free: a process cannot see what its job may use
 RESERVE = 0.1  # share of the free memory that is left for fragmentation and library workspaces
 
 
@@ -28,9 +26,9 @@ def choose_segments(
 ) -> int:
     """The number of batches in a pass: `recover.segments`, or as many as fit.
 
-    On a CPU at most one for each round if the network is compiled, and one otherwise, because packing gains nothing
-    then. With `deterministic` one for each round on a GPU and one on a CPU, because the number must not depend on the
-    memory that happens to be free.
+    On a CPU one: packing gains little there, and the bytes of a batch then depend on this batch alone. With
+    `deterministic` one for each round on a GPU, because the number must not depend on the memory that happens to be
+    free.
 
     Args:
         all_batches: those of the whole run.
@@ -38,16 +36,12 @@ def choose_segments(
     """
     if recover.segments != "auto":
         return recover.segments
-    on_cpu = device.type == "cpu"
-    if on_cpu and (recover.deterministic or recover.compile is not True):
+    if device.type == "cpu":
         return 1
     if recover.deterministic:
         return recover.rounds
     images = max(len(batch.entries) for batch in all_batches)
-    if on_cpu:
-        pass_bytes_per_image: float = saved_bytes_per_image(network, numeric_format, spec)
-    else:
-        pass_bytes_per_image = measure_bytes_per_image(network, numeric_format, spec, images, device)
+    pass_bytes_per_image = measure_bytes_per_image(network, numeric_format, spec, images, device)
     state_bytes_per_image = 3 * 4 * 3 * spec.size**2  # the image and two moments, float32, 3 channels
 
     def bytes_needed(segments: int) -> float:
@@ -56,8 +50,6 @@ def choose_segments(
         # Twice: a new shape runs without a graph first, while the graphs of smaller shapes still hold their memory.
         return 2 * capacity.images * pass_bytes_per_image + packing.segments * capacity.slot * state_bytes_per_image
 
-    if on_cpu:
-        return largest_that_fits(bytes_needed, CPU_BYTES, recover.rounds)
     available = (1 - RESERVE) * torch.cuda.mem_get_info(device)[0]
     return largest_that_fits(bytes_needed, available, min(batch_count, MAX_LANES * recover.rounds))
 
@@ -65,22 +57,6 @@ def choose_segments(
 def largest_that_fits(bytes_needed: Callable[[int], float], available: float, limit: int) -> int:
     """The largest count that fits, at least 1 and at most the limit."""
     return next((count for count in range(limit, 1, -1) if bytes_needed(count) <= available), 1)
-
-
-def saved_bytes_per_image(network: FusedTeacher, numeric_format: NumericFormat, spec: DatasetSpec) -> int:
-    """Memory on the CPU for what the forward pass saves for the backward pass, without compilation."""
-    saved: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    weights = {tensor.untyped_storage().data_ptr() for tensor in network.state_dict().values()}
-    image = torch.zeros(1, 3, spec.size, spec.size, dtype=numeric_format.network_dtype, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = network(image, torch.tensor([0, 1], dtype=torch.int32))
-    del outputs
-    return sum(size for pointer, size in saved.items() if pointer not in weights)
 
 
 def measure_bytes_per_image(

@@ -71,8 +71,8 @@ def _run_packed(job: "_Job", network: nn.Module, all_batches: Sequence[Batch], b
     """Several batches in a pass. If the GPU memory does not suffice, with half as many, until it does."""
     context, config, device = job.context, job.context.config.recover, job.context.device
     spec, compile_on_cpu = context.dataset.spec, False
-    if config.compile == "auto" and device.type == "cpu" and not config.deterministic:
-        estimate = estimate_compilation(network, config, all_batches, batch_count, spec.size, device)
+    if config.compile == "auto" and device.type == "cpu":
+        estimate = estimate_compilation(network, config, all_batches, spec.size, device)
         compile_on_cpu = estimate.worthwhile
         context.reporter.say(f"recover: {'compiled' if compile_on_cpu else 'not compiled'}; {estimate}")
     if compile_on_cpu or config.compile is True or device.type == "cuda":

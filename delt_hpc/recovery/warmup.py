@@ -61,7 +61,7 @@ def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) ->
     teacher = teacher.to(device).eval().requires_grad_(False)
     all_batches = plan(spec.classes, config.select.ipc, recover)
     batches = all_batches if classes is None else of_classes(all_batches, classes)
-    estimate = estimate_compilation(teacher, config.recover, all_batches, len(batches), spec.size, device)
+    estimate = estimate_compilation(teacher, config.recover, all_batches, spec.size, device)
     setup = build_engine(
         teacher, recover, spec, 0, all_batches, device=device, batch_count=len(batches),
         compile_on_cpu=estimate.worthwhile,

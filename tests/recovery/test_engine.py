@@ -162,3 +162,16 @@ def test_compiled_losses_are_the_same(teacher: nn.Module) -> None:
     compiled = by_packed(batches, teacher, recover.model_copy(update={"compile": True}), segments=2)
     for key, state in compiled.items():
         torch.testing.assert_close(state.images, plain[key].images, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_same_bytes_after_a_restart(teacher: nn.Module) -> None:
+    """A restarted process compiles for other shapes first; each call here forgets what was compiled before."""
+    recover = recover_of(iterations=16, round_iterations=4, compile=True)
+    batches = plan(CLASSES, IPC, recover)[:2]
+    torch._dynamo.reset()
+    undisturbed = by_packed(batches, teacher, recover)
+    torch._dynamo.reset()
+    stopped = by_packed(batches, teacher, recover, stop_after=10)
+    torch._dynamo.reset()
+    assert same(undisturbed, by_packed(batches, teacher, recover, states=stopped))

@@ -6,7 +6,6 @@ from torch import nn
 
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
-from delt_hpc.recovery import memory
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.memory import choose_segments, largest_that_fits
 from delt_hpc.recovery.precision import NumericFormat
@@ -37,16 +36,6 @@ def test_a_given_number_is_used_and_auto_on_a_cpu_is_one() -> None:
     assert chosen(Recover(segments=3), "cpu") == 3
     assert chosen(Recover(), "cpu") == 1
     assert chosen(Recover(deterministic=True), "cpu") == 1
-
-
-def test_a_cpu_packs_one_batch_for_each_round_only_if_compiled() -> None:
-    assert chosen(Recover(compile=True), "cpu") == Recover().rounds
-    assert chosen(Recover(compile=True, deterministic=True), "cpu") == 1
-
-
-def test_a_pass_on_a_cpu_stays_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "CPU_BYTES", 2**17)
-    assert 1 < chosen(Recover(compile=True, batch_size=10), "cpu") < Recover().rounds
 
 
 @pytest.mark.gpu

@@ -76,7 +76,7 @@ class PackedRecovery(_Recovery):
     def __init__(self, case: Case, settings: Settings) -> None:
         super().__init__(case, settings)
         batches, size = self._batches, case.size
-        estimate = estimate_compilation(self._teacher, self._recover, batches, len(batches), size, case.device)
+        estimate = estimate_compilation(self._teacher, self._recover, batches, size, case.device)
         self._setup = build_engine(
             self._teacher, self._recover, case.spec, SEED, batches, device=case.device,
             compile_on_cpu=estimate.worthwhile,

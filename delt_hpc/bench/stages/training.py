@@ -97,6 +97,7 @@ class TrainingStep:
                 optimizer=self._optimizer,
                 epochs=1,
                 lr=lambda epoch: self._config.lr,
+                lr_option="lr",
                 loss=self._loss,
                 train=stream,
                 val=self._batch.validation(),
