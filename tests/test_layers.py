@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -37,22 +38,32 @@ def room_of(path: Path) -> str:
     return "delt_kernels" if KERNELS in path.parents else path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The rooms that a module imports, wherever in the module the import stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
+def imported_names(path: Path) -> Iterator[str]:
+    """Dotted names that a module imports at run time, wherever in the module the import stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    skipped = {id(inner) for node in for_types for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             assert node.module
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            package, _, rest = name.partition(".")
-            if package == "delt_kernels":
-                yield package
-            elif package == "delt_hpc" and rest:
-                yield rest.split(".")[0]
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The rooms that a module imports."""
+    for name in imported_names(path):
+        package, _, rest = name.partition(".")
+        if package == "delt_kernels":
+            yield package
+        elif package == "delt_hpc" and rest:
+            yield rest.split(".")[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: "/".join(path.parts[-2:]))
@@ -64,6 +75,21 @@ def test_nothing_imports_upward(path: Path) -> None:
         return
     above = {other for other in imported(path) if HEIGHT[other] > HEIGHT[room]}
     assert not above, f"{room} imports from above: {sorted(above)}"
+
+
+def test_no_modules_import_each_other() -> None:
+    modules = {
+        ".".join(path.relative_to(base.parent).with_suffix("").parts): path
+        for base in (PACKAGE, KERNELS)
+        for path in base.rglob("*.py")
+        if path.stem != "__init__"
+    }
+    # `from a.b import c` names the module a.b.c, or something in the module a.b.
+    imports = {
+        module: {name if name in modules else name.rpartition(".")[0] for name in imported_names(path)} & set(modules)
+        for module, path in modules.items()
+    }
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
 def test_no_stage_imports_another() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from delt_hpc.errors import UserError
 from delt_hpc.run.folder import write_json
 from delt_hpc.version import VERSION
 
@@ -29,6 +30,8 @@ class Finding:
     text: str
     remedy: str = ""
 
+
+DRIVER = Path("/dev/nvidiactl")
 
 # Environment variable, default commands, file suffix, further options: as Triton and Inductor call their compilers.
 _COMPILERS = (("CC", ("gcc", "clang"), ".c", ()), ("CXX", ("g++", "clang++"), ".cpp", ("-fopenmp",)))
@@ -162,3 +165,26 @@ def _caches() -> dict[str, Any]:
 if __name__ == "__main__":
     Path(sys.argv[1]).read_text(encoding="utf-8")
     write_json(Path(sys.argv[2]), probe_node())
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: indices, UUIDs or MIG ids.
+
+    Raises:
+        UserError: there is an NVIDIA driver, but the GPUs cannot be listed.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    listed = ""
+    if shutil.which("nvidia-smi"):
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+        listed = done.stdout if done.returncode == 0 else ""
+    found = [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
+    if not found and DRIVER.exists():
+        raise UserError(
+            "cannot tell which GPUs this machine has",
+            where="nvidia-smi -L",
+            remedy="set CUDA_VISIBLE_DEVICES, e.g. 0,1; to use none, set it to an empty text",
+        )
+    return found

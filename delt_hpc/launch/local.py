@@ -2,19 +2,16 @@
 
 import os
 import platform
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from submitit.core.core import Job as Process
 from submitit.local.local import LocalExecutor
 
 from delt_hpc.config.schema import Stage
-from delt_hpc.errors import UserError
 from delt_hpc.launch import records
+from delt_hpc.launch.environment import visible_gpus
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.process import ProcessIdentity
@@ -22,7 +19,6 @@ from delt_hpc.launch.records import Submission
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
 
-DRIVER = Path("/dev/nvidiactl")
 MINUTES = 60 * 24 * 365  # submitit's local executor requires a time limit
 STOP_SECONDS = 60
 _POLL_SECONDS = 0.2
@@ -31,36 +27,13 @@ _REPEAT_SECONDS = 1.0  # between two signals to a task that does not stop
 Slots = dict[int, tuple["Process[None]", Task] | None]
 
 
-def gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: indices, UUIDs or MIG ids.
-
-    Raises:
-        UserError: there is an NVIDIA driver, but the GPUs cannot be listed.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    listed = ""
-    if shutil.which("nvidia-smi"):
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-        listed = done.stdout if done.returncode == 0 else ""
-    found = [str(index) for index in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
-    if not found and DRIVER.exists():
-        raise UserError(
-            "cannot tell which GPUs this machine has",
-            where="nvidia-smi -L",
-            remedy="set CUDA_VISIBLE_DEVICES, e.g. 0,1; to use none, set it to an empty text",
-        )
-    return found
-
-
 def run_processes(request: Request, jobs: Sequence[Job], processes: int, say: Callable[[str], None]) -> None:
     """Run the tasks, at most `processes` at a time, one stage after another. Tasks whose inputs failed are skipped.
 
     Ctrl-C and SIGTERM are passed on to the tasks, which save their state; the same command resumes.
     """
     slots: Slots = dict.fromkeys(range(processes))
-    devices = gpus()
+    devices = visible_gpus()
     waiting = [task for job in jobs for task in job.tasks]
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

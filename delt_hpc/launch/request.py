@@ -10,6 +10,7 @@ from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import profile as profiles
 from delt_hpc.launch import records
+from delt_hpc.launch.environment import visible_gpus
 from delt_hpc.launch.markers import class_count
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.profile import Profile
@@ -104,9 +105,7 @@ def request_of(
         UserError: an option is wrong.
     """
     if cluster == "local":
-        from delt_hpc.launch.local import gpus  # noqa: PLC0415
-
-        profile = Profile(parallel=processes or max(1, len(gpus())))
+        profile = Profile(parallel=processes or max(1, len(visible_gpus())))
     else:
         profile = profiles.load(cluster)
     return Request(

@@ -18,7 +18,7 @@ from helpers.program import Program
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config, parse_config
 from delt_hpc.errors import UserError
-from delt_hpc.launch import local, markers, records, runner, submit
+from delt_hpc.launch import environment, markers, records, runner, submit
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.records import LaunchFolder, exclusive
@@ -297,17 +297,17 @@ def test_half_written_pickles_of_the_job_are_cleared(tmp_path: Path) -> None:
 )
 def test_gpus_of_this_process(monkeypatch: pytest.MonkeyPatch, visible: str, found: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert local.gpus() == found
+    assert environment.visible_gpus() == found
 
 
 def test_gpus_that_cannot_be_listed_are_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi there
-    monkeypatch.setattr(local, "DRIVER", tmp_path)
+    monkeypatch.setattr(environment, "DRIVER", tmp_path)
     with pytest.raises(UserError, match="cannot tell which GPUs"):
-        local.gpus()
-    monkeypatch.setattr(local, "DRIVER", tmp_path / "none")
-    assert local.gpus() == []
+        environment.visible_gpus()
+    monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
+    assert environment.visible_gpus() == []
 
 
 def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
