@@ -75,19 +75,22 @@ def fork(work: Callable[[], None], log: Path) -> int:
     child = os.fork()
     if child:
         return child
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    code = CRASHED
     try:
-        work()
-        code = OK
-    except UserError as error:
-        os.write(2, f"error: {error}\n".encode())
-        code = USER_ERROR
-    except BaseException as error:
-        os.write(2, f"{type(error).__name__}: {error}\n".encode())
-        code = CRASHED
-    os._exit(code)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        try:
+            work()
+            code = OK
+        except UserError as error:
+            code = USER_ERROR
+            os.write(2, f"error: {error}\n".encode())
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    finally:
+        # Whatever happens, also where the log cannot grow: the child must not clean up after its parent.
+        os._exit(code)
 
 
 def wait(child: int) -> int:
@@ -118,7 +121,7 @@ class Suite:
         return wait(fork(work, self.log))
 
     def results(self, root: Path) -> dict[str, bytes]:
-        """The content of all results; without markers and curves, which hold times."""
+        """The content of all results; without stamps, markers and curves, which hold times and the kind of machine."""
         files = [
             path
             for name in RESULTS
@@ -127,7 +130,7 @@ class Suite:
         return {
             path.relative_to(root).as_posix(): path.read_bytes()
             for path in sorted(files)
-            if path.is_file() and path.name != "done.json"
+            if path.is_file() and path.name not in ("done.json", "made_by.json")
         }
 
     def fault(self) -> str:
