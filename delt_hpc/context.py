@@ -96,7 +96,9 @@ class StageFolder:
         faults = checksums.faults(self.path)
         if faults:
             self.set_aside(faults)
-        return not faults
+            return False
+        self.checkpoint.unlink(missing_ok=True)  # left there by a kill between the marker and its deletion
+        return True
 
     def set_aside(self, faults: Sequence[str]) -> None:
         """Move the broken folder to broken/ and say why; the work is then done again."""

@@ -141,3 +141,11 @@ def test_work_stops_where_the_run_folder_was_deleted(start: Start, copy: Path) -
     with pytest.raises(UserError, match="was deleted or replaced during the work"):
         run_stages(context, ("squeeze",))
     assert not copy.exists()
+
+
+def test_a_checkpoint_beside_finished_work_is_removed(copy: Path, start: Start) -> None:
+    """A kill between the marker of finished work and the deletion of its checkpoint leaves one."""
+    checkpoint = next(folder for folder in sorted((copy / "recover").iterdir()) if folder.is_dir()) / "checkpoint.pt"
+    checkpoint.write_bytes(b"left")
+    start(copy, ("recover",))
+    assert not checkpoint.exists()
