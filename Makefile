@@ -24,10 +24,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## distil the embedded digits with the whole pipeline; about a minute on two cores
+demo: $(READY) ## distil the embedded digits with the whole pipeline; twenty seconds on two cores
 	$(BIN)/delt-hpc run digits --run runs/demo
 
-test: $(READY) ## the tests, without the slow ones; less than five minutes on two cores
+test: $(READY) ## the tests, without the slow ones; about three minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-all: $(READY) ## all tests that run on this machine
