@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delt_hpc.config.load import load_config
+from delt_hpc.config.options import run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import request
 from delt_hpc.launch import status as states
-from delt_hpc.options import run_folder_of
 
 if TYPE_CHECKING:
     from delt_hpc.distilled.dataset import DistilledDataset

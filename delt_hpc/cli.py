@@ -14,10 +14,10 @@ from delt_hpc.bench.kernels.command import bench_kernels
 from delt_hpc.bench.stages.command import bench_stages
 from delt_hpc.bench.synthesis.command import bench_synthesis
 from delt_hpc.config.class_range import ClassRange
+from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch.commands import register
-from delt_hpc.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
 from delt_hpc.version import VERSION

@@ -19,7 +19,7 @@ PACKAGE, KERNELS = Path(delt_hpc.__file__).parent, Path(delt_kernels.__file__).p
 LAYERS = (
     ("errors", "version", "keyed_random", "delt_kernels"),
     ("config",),
-    ("run", "options"),
+    ("run",),
     ("data",),
     ("models", "distilled", "context"),
     ("training", "ranking"),
@@ -99,7 +99,7 @@ def test_no_stage_imports_another() -> None:
 
 def test_the_top_of_the_package_shows_the_pipeline_alone() -> None:
     modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert modules == {"api", "cli", "context", "errors", "keyed_random", "options", "pipeline", "version"}
+    assert modules == {"api", "cli", "context", "errors", "keyed_random", "pipeline", "version"}
 
 
 def test_the_launcher_does_not_import_torch() -> None:

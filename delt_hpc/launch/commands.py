@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from delt_hpc.config.class_range import ClassRange
+from delt_hpc.config.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
 from delt_hpc.launch import doctor as site
 from delt_hpc.launch import environment, estimate, figures, profile, queue, records, show
 from delt_hpc.launch import logs as logging
@@ -23,7 +24,6 @@ from delt_hpc.launch import status as states
 from delt_hpc.launch import submit as submission
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.request import OpenedRun, Request, open_run, open_submitted, request_of
-from delt_hpc.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
 from delt_hpc.run.folder import read_json
 from delt_hpc.run.stop import EXIT_CODE, Interrupted
 

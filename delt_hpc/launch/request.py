@@ -7,6 +7,7 @@ from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
+from delt_hpc.config.options import parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import profile as profiles
 from delt_hpc.launch import records
@@ -16,7 +17,6 @@ from delt_hpc.launch.plan import Task
 from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import interpreter
-from delt_hpc.options import parse_stages, run_folder_of
 from delt_hpc.run.folder import RunFolder
 
 
