@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.config_files import given, refusal
 
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import Config
@@ -12,21 +13,6 @@ from delt_hpc.errors import UserError
 # Unquoted, YAML would read these as numbers, dates, booleans or null, or break the line.
 AMBIGUOUS = ["10", "00010", "1e3", "12e4", "1.5e3", ".5e2", "-1E+2", "1.0", "0x1f", "1:30", "2024-01-01", "yes", "null"]
 AMBIGUOUS += ["~", " ", "a: b", "# no", "'", '"', "Ångström", "été au  lac", "a" * 200, "x y " * 60, "\u2028", "🐟"]
-
-
-def given(folder: Path, text: str, *overrides: str) -> Config:
-    file = folder / "mine.yaml"
-    file.write_text(text, encoding="utf-8")
-    return load_config(str(file), overrides)
-
-
-def refusal(folder: Path, text: str, *overrides: str) -> str:
-    """The error message; each of its lines must begin with the file or the override that it is about."""
-    with pytest.raises(UserError) as caught:
-        given(folder, text, *overrides)
-    message = str(caught.value)
-    assert all(line.startswith((str(folder / "mine.yaml"), "--set ", " ")) for line in message.splitlines()), message
-    return message.replace(str(folder / "mine.yaml"), "FILE")
 
 
 # --- parsing
@@ -187,90 +173,6 @@ WRONG = [
 @pytest.mark.parametrize(("text", "expected"), WRONG, ids=[text for text, _ in WRONG])
 def test_a_wrong_value_is_named_with_what_is_allowed(text: str, expected: str, tmp_path: Path) -> None:
     assert f"FILE: {expected}" in refusal(tmp_path, text)
-
-
-# --- refusals: combinations
-
-CONTRADICTIONS = [
-    (
-        "recover: {iterations: 4000, round_iterations: 600}",
-        "recover.round_iterations: 600 does not divide recover.iterations = 4000; use a divisor such as 250, 400, 500",
-    ),
-    (
-        "recover: {iterations: 7, round_iterations: 8}",
-        "recover.round_iterations: 8 does not divide recover.iterations = 7; use a divisor such as 1, 7",
-    ),
-    (
-        "recover: {batching: mixed}",
-        "recover.batching: `mixed` batches have a single round; set recover.round_iterations",
-    ),
-    (
-        "recover: {engine: reference, deterministic: true}",
-        "recover.deterministic: requires recover.engine: packed",
-    ),
-    (
-        "recover: {engine: reference, precision: tf32}",
-        "recover.precision: tf32: the reference engine computes in float32",
-    ),
-    ("teacher: {weights: V1}", "teacher.weights: is only used with teacher.source: torchvision, which is train"),
-    (
-        "teacher: {source: checkpoint, checkpoint: a, weights: V1}",
-        "teacher.weights: is only used with teacher.source: torchvision, which is checkpoint",
-    ),
-    ("teacher: {checkpoint: a.pt}", "teacher.checkpoint: is only used with teacher.source: checkpoint, which is train"),
-    (
-        "teacher: {source: torchvision}",
-        "teacher.weights: is required with teacher.source: torchvision; give e.g. IMAGENET1K_V1",
-    ),
-    ("teacher: {source: checkpoint}", "teacher.checkpoint: is required with teacher.source: checkpoint; give the path"),
-    ("squeeze: {epochs: 5, warmup_epochs: 5}", "squeeze.warmup_epochs: 5 must be less than squeeze.epochs = 5"),
-    ("squeeze: {crop_scale: [1.0, 0.5]}", "squeeze.crop_scale: [1.0, 0.5]: expected the smallest area first"),
-    ("evaluate: {crop_scale: [0.6, 0.5]}", "evaluate.crop_scale: [0.6, 0.5]: expected the smallest area first"),
-    ("evaluate: {seeds: [1, 2, 1]}", "evaluate.seeds: contains 1 more than once"),
-    ("evaluate: {students: [a, b, b, a]}", "evaluate.students: contains a, b more than once"),
-    ("evaluate: {arms: [random-soft, random-soft]}", "evaluate.arms: contains random-soft more than once"),
-    ("data: {classes: [cat, dog, cat]}", "data.classes: contains cat more than once"),
-    ("data: {classes: [cat, ../dog, '..', '']}", "data.classes: '../dog', '..', '': expected names of folders"),
-    ("data: {mean: [0.5], std: [0.5, 0.5, 0.5]}", "data.mean: [0.5]: expected three numbers in 0..1"),
-    ("data: {std: [0.2, 0.2, 51]}", "data.std: [0.2, 0.2, 51.0]: expected three numbers in 0..1"),
-    ("data: {std: [0.2, 0, 0.2]}", "data.std: [0.2, 0.0, 0.2]: standard deviations must be above 0"),
-    ("data: {mean: measure}", "data.mean: `measure` must be set for both"),
-    ("data: {std: measure}", "data.mean: `measure` must be set for both"),
-    ("data: {size: 64, resize: 63}", "data.resize: 63 must be at least data.size = 64"),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), CONTRADICTIONS, ids=[text for text, _ in CONTRADICTIONS])
-def test_contradictory_values_are_named_with_a_remedy(text: str, expected: str, tmp_path: Path) -> None:
-    message = refusal(tmp_path, text)
-    assert message.startswith(f"FILE: {expected}")
-    assert "\n" not in message
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "recover: {iterations: 7, round_iterations: 1}",
-        "recover: {iterations: 7, round_iterations: 7}",
-        "recover: {batching: mixed, iterations: 5, round_iterations: 5}",
-        "squeeze: {crop_scale: [0.5, 0.5]}",
-        "teacher: {source: torchvision, weights: V1}\nsqueeze: {epochs: 5, warmup_epochs: 5}",
-        "data: {mean: measure, std: measure, size: 64, resize: 64}",
-    ],
-)
-def test_boundary_values_are_accepted(text: str, tmp_path: Path) -> None:
-    given(tmp_path, text)
-
-
-def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "sed: 1\nseed: x\nrecover: {lr: -1, engine: fast}", "evaluate.epochs=0")
-    assert [line.split(": ")[1] for line in message.splitlines()] == [
-        "seed", "recover.engine", "recover.lr", "evaluate.epochs", "sed",
-    ]  # fmt: skip
-    message = refusal(tmp_path, "recover: {round_iterations: 3}\ndata: {size: 9, resize: 8}\nevaluate: {seeds: [1, 1]}")
-    assert [line.split(": ")[1] for line in message.splitlines()] == [
-        "recover.round_iterations", "data.resize", "evaluate.seeds",
-    ]  # fmt: skip
 
 
 # --- refusals: files
