@@ -14,7 +14,7 @@ from delt_hpc.run.hardware import cpu_has_bfloat16
 
 # Measured on two CPU cores with ConvNet-3 at 32 pixels (docs/engine.md). They are stated, not measured in each run,
 # so that the decision to compile does not depend on what else the machine is doing.
-UNCOMPILED_FLOPS = 3e10  # per second, of all passes of an iteration, without compilation
+UNCOMPILED_FLOPS = 1.4e11  # per second, of all passes of an iteration, float32 without compilation
 COMPILE_SECONDS_PER_LAYER = 5.0  # for each BatchNorm layer, with what surrounds it
 WORTHWHILE = 4.0  # compile if the work takes at least this many times the compilation
 

@@ -5,6 +5,7 @@ import torch
 from helpers.engines import CLASSES, CPU, IPC, SIZE, recover_of, small_teacher
 
 from delt_hpc.config.schema import Recover
+from delt_hpc.models.convnet import ConvNet
 from delt_hpc.recovery import auto
 from delt_hpc.recovery.auto import estimate_compilation, image_iterations_of, resolve_auto
 from delt_hpc.recovery.batches import plan
@@ -41,10 +42,10 @@ def test_the_estimate_counts_image_iterations_and_passes() -> None:
 
 
 def test_a_demo_is_not_compiled_and_a_long_run_is() -> None:
-    teacher = small_teacher()
+    teacher = ConvNet(3, CLASSES, 32).eval()
     demo = recover_of()
     long = recover_of(iterations=1_000_000, round_iterations=125_000)
     for recover, worthwhile in ((demo, False), (long, True)):
         batches = plan(CLASSES, IPC, recover)
-        estimate = estimate_compilation(teacher, recover, batches, SIZE, CPU)
+        estimate = estimate_compilation(teacher, recover, batches, 32, CPU)
         assert estimate.worthwhile == worthwhile
