@@ -17,8 +17,11 @@ from delt_hpc.config import methods, network_name
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Images = Literal["distilled", "selected", "random"]
-Arm = Literal["distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard"]
+Images = Literal["distilled", "selected", "random", "full"]
+Arm = Literal[
+    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard",
+    "full-soft", "full-hard",
+]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -211,8 +214,9 @@ class Evaluate(Section):
         [3407, 4663, 2897], "one training per seed, student and arm"
     )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
-        ["distilled-soft", "random-soft", "distilled-hard"],
-        "training images (distilled, selected or random real ones) with soft or hard labels",
+        ["distilled-soft", "selected-soft", "random-soft", "distilled-hard"],
+        "training images with soft or hard labels: distilled; as many selected or random real ones; or the full data"
+        " set, for as many epochs, which takes far longer",
     )
     epochs: Positive = value(300, "passes over the student's training images")
     batch_size: Positive = value(50, "images per step")

@@ -140,6 +140,8 @@ class Work:
             assert task.classes
             return sum(self._passes.get(c, 0) for c in task.classes.indices)
         if task.stage == "evaluate":
+            if task.trial and task.trial.images == "full":
+                return self.train_images * config.evaluate.epochs if self.train_images else None
             return images * config.evaluate.epochs
         return images
 

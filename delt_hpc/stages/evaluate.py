@@ -24,11 +24,13 @@ from delt_hpc.ranking import selection
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
+from delt_hpc.training import confusion
 from delt_hpc.training.loop import Outcome, Training, write_history
 from delt_hpc.training.precision import autocast, name_of, training_dtype
 from delt_hpc.training.trial import Trial, trials
 
 RESULT, HISTORY = "result.json", "history.csv"
+_OF_TRAIN = ("random", "full")  # images of trials that are read from train/
 
 
 def evaluate(context: Context, only: Trial | None = None) -> None:
@@ -55,11 +57,13 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
-        split = "train" if trial.images == "random" else trial.images
+        split = "train" if trial.images in _OF_TRAIN else trial.images
         folder.list_skipped({split: job.train.bad.files, "val": val.bad.files})
         bad = job.train.bad.files
         if bad:
             context.reporter.say(f"evaluate: {trial.id}: {len(bad)} of {len(job.train.index)} images are unreadable")
+        counts = confusion.measure(job.model, val, config.precision, len(context.dataset.classes))
+        confusion.write(folder.path / confusion.TABLE, counts)
         _finish(context, trial, folder, job.model, outcome, images=len(job.train.index), skipped=len(bad))
 
 
@@ -145,11 +149,13 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
 
 
 def _index(context: Context, trial: Trial) -> Index:
-    """The training images of the student, `ipc` per class.
+    """The training images of the student: all real ones, or `ipc` per class.
 
     Raises:
         UserError: a class has another number of images.
     """
+    if trial.images == "full":
+        return context.dataset.train
     index = _images(context, trial)
     counts, ipc = index.counts(len(context.dataset.classes)), context.config.select.ipc
     wrong = [
