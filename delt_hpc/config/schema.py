@@ -53,6 +53,13 @@ def _network_name(name: str) -> str:
     return name
 
 
+def _tracker_name(name: str) -> str:
+    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
+        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
+    return name
+
+
+TrackerName = Annotated[str, AfterValidator(_tracker_name)]
 NetworkName = Annotated[str, AfterValidator(_network_name)]
 MethodName = Annotated[str, AfterValidator(_known_method)]
 
@@ -248,6 +255,9 @@ class Machine(Section):
     )
     cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
         2048, "memory for keeping decoded images between epochs, MiB"
+    )
+    tracker: TrackerName = free(
+        "none", "where losses and accuracies are also sent during the work: none, tensorboard, package.module:function"
     )
 
 

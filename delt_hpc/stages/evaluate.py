@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from delt_hpc.ranking import selection
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
+from delt_hpc.run.tracker import UnitTracker
 from delt_hpc.training import confusion
 from delt_hpc.training.loop import Outcome, Training, write_history
 from delt_hpc.training.precision import autocast, name_of, training_dtype
@@ -53,9 +55,10 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         folder = folders[trial]
         folder.start()
         folder.stamp_resolved(resolved, others)
-        job = _training(context, trial, network, val, folder.usable_checkpoint())
+        tracker = context.trackers.start("evaluate", trial.id)
+        job = _training(context, trial, network, val, folder.usable_checkpoint(), tracker)
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
-        with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
+        with closing(tracker), context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
         split = "train" if trial.images in _OF_TRAIN else trial.images
         folder.list_skipped({split: job.train.bad.files, "val": val.bad.files})
@@ -116,7 +119,9 @@ def _finish(
     context.reporter.say(f"evaluate: {trial.id}: {final.val_accuracy:.2f} % top-1")
 
 
-def _training(context: Context, trial: Trial, network: nn.Module, val: ValidationSet, checkpoint: Path) -> Training:
+def _training(
+    context: Context, trial: Trial, network: nn.Module, val: ValidationSet, checkpoint: Path, tracker: UnitTracker
+) -> Training:
     config, dataset, seed = context.config.evaluate, context.dataset, context.config.seed
     # All arms use the same random draws, so that they differ only in images and labels.
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
@@ -145,6 +150,7 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         lr_option="evaluate.lr",
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
+        tracker=tracker,
     )
 
 
