@@ -14,6 +14,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     """(key, problem with its remedy) for values that are valid alone but not in combination."""
     return [
         *_recovery(config.recover),
+        *_ranking(config),
         *_teacher(config.teacher),
         *_training(config),
         *_data(config.data),
@@ -23,7 +24,9 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
 
 def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
     total, length = recover.iterations, recover.round_length
-    if total % length:
+    if not total and recover.init == "noise":
+        yield "recover.iterations", "0 iterations leave the noise as it is; set recover.init: selected"
+    if total and total % length:
         small = [d for d in range(1, math.isqrt(total) + 1) if total % d == 0]
         divisors = {*small, *(total // d for d in small)}
         near = sorted(sorted(divisors, key=lambda d: abs(d - length))[:4])
@@ -45,6 +48,18 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
             )
 
 
+def _ranking(config: Config) -> Iterator[tuple[str, str]]:
+    rank, ipc = config.rank, config.select.ipc
+    if rank.candidates == "images":
+        return
+    if rank.csv:
+        yield "rank.csv", "is a ranking of whole images; remove it, or set rank.candidates: images"
+    if rank.tiles and rank.pool < rank.tiles**2 * ipc:
+        yield "rank.pool", f"{rank.pool} is less than rank.tiles^2 * select.ipc = {rank.tiles**2 * ipc} crops"
+    if rank.tiles and config.data.size and config.data.size % rank.tiles:
+        yield "rank.tiles", f"{rank.tiles} does not divide data.size = {config.data.size}; use 1"
+
+
 def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
     for key, given, source, example in (
         ("weights", teacher.weights, "torchvision", "e.g. IMAGENET1K_V1"),
@@ -60,7 +75,11 @@ def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
 
 
 def _training(config: Config) -> Iterator[tuple[str, str]]:
-    for key, scale in (("squeeze", config.squeeze.crop_scale), ("evaluate", config.evaluate.crop_scale)):
+    for key, scale in (
+        ("squeeze", config.squeeze.crop_scale),
+        ("rank", config.rank.crop_scale),
+        ("evaluate", config.evaluate.crop_scale),
+    ):
         if scale[0] > scale[1]:
             yield f"{key}.crop_scale", f"{scale}: expected the smallest area first, then the largest"
     warm, epochs = config.squeeze.warmup_epochs, config.squeeze.epochs

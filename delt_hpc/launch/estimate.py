@@ -76,7 +76,7 @@ def rows(
         tasks = [task for job in arrays for task in job.tasks]
         wanted, rate = profile.resources(stage), rates.get(stage)
         passes = [works.of(task) for task in tasks]
-        each = [p / rate.passes_per_s / 3600 for p in passes if p is not None] if rate else []
+        each = [p / rate.passes_per_s / 3600 for p in passes if p is not None] if rate else [0.0] * passes.count(0)
         known = len(each) == len(tasks)
         running = min(wanted.parallel, slots or wanted.parallel, len(tasks))
         found.append(
@@ -135,6 +135,8 @@ class Work:
             return self.train_images * config.squeeze.epochs if trained and self.train_images else None
         if task.stage == "rank":
             classes = task.classes or ClassRange(0, self.classes - 1)
+            if config.rank.candidates == "crops":
+                return config.rank.pool * config.rank.crops * len(classes)
             return self.train_images * len(classes) // self.classes if self.train_images else None
         if task.stage == "recover":
             assert task.classes

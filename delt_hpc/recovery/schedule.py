@@ -52,7 +52,7 @@ class Schedule:
 
     @property
     def rounds(self) -> int:
-        return self.iterations // self.round_length
+        return self.iterations // self.round_length if self.iterations else 1
 
     def round(self, t: int) -> int:
         return t // self.round_length

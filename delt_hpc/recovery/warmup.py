@@ -47,8 +47,11 @@ def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) ->
         classes: the range of one task; the shapes depend on how many batches a task has. All classes by default.
 
     Raises:
-        UserError: image size or class count are not known yet, or the network does not support them.
+        UserError: image size or class count are not known yet, or the network does not support them; or the run has no
+            iterations.
     """
+    if not config.recover.iterations:
+        raise UserError("there is nothing to compile", where="recover.iterations: 0")
     device, spec = choose_device(config.machine), spec_of(config, run)
     check_device(config.recover, device)
     registry.check(config.teacher.model, spec.classes, spec.size, where="teacher.model", needs_batch_norm=True)
