@@ -136,7 +136,8 @@ class Work:
         if task.stage == "rank":
             classes = task.classes or ClassRange(0, self.classes - 1)
             if config.rank.candidates == "crops":
-                return config.rank.pool * config.rank.crops * len(classes)
+                each = min(config.rank.pool, (self.train_images or config.rank.pool * self.classes) // self.classes)
+                return each * config.rank.crops * len(classes)
             return self.train_images * len(classes) // self.classes if self.train_images else None
         if task.stage == "recover":
             assert task.classes

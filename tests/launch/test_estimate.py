@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
@@ -22,6 +23,21 @@ def rates(speeds: dict[Stage, float]) -> dict[Stage, Rate]:
 def rows(speeds: dict[Stage, Rate], **more: int) -> dict[str, estimate.Row]:
     jobs = plan.jobs(CONFIG, SITE, 1000)
     return {row.stage: row for row in estimate.rows(CONFIG, SITE, jobs, 1000, speeds, **more)}
+
+
+def test_ranking_costs_all_images_or_the_crops_of_the_pool() -> None:
+    rank = plan.Task("rank", ClassRange(0, 99))
+    assert estimate.Work(CONFIG, 1000, 1_281_167).of(rank) == 128_116
+    crops = load_config("imagenet-1k-resnet18-ipc10", ["method=rded"])
+    assert estimate.Work(crops, 1000, 1_281_167).of(rank) == 100 * 300 * 5
+    assert estimate.Work(crops, 1000, 100_000).of(rank) == 100 * 100 * 5
+    assert estimate.Work(crops, 1000, None).of(rank) == 100 * 300 * 5
+
+
+def test_a_run_without_recovery_takes_no_time_for_it() -> None:
+    config = load_config("imagenet-1k-resnet18-ipc10", ["method=random"])
+    found = estimate.rows(config, SITE, plan.jobs(config, SITE, 1000), 1000, {})
+    assert {row.stage: row.hours for row in found}["recover"] == 0
 
 
 def test_recovery_costs_all_images_that_have_entered_in_every_round() -> None:
