@@ -38,6 +38,7 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
         yield "recover.round_iterations", f"{length} gives {recover.rounds} rounds; at most {MAX_ROUNDS} are possible"
     elif recover.batching == "mixed" and recover.rounds > 1:
         yield "recover.batching", "`mixed` batches have a single round; set recover.round_iterations: null"
+    yield from _blocks(recover)
     if recover.engine == "reference":
         if recover.deterministic:
             yield "recover.deterministic", "requires recover.engine: packed"
@@ -46,6 +47,24 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
                 "recover.precision",
                 f"{recover.precision}: the reference engine computes in float32; use float32 or auto",
             )
+
+
+def _blocks(recover: Recover) -> Iterator[tuple[str, str]]:
+    blocks, sizes = recover.blocks, recover.block_sizes
+    if sizes and len(sizes) != blocks:
+        yield "recover.block_sizes", f"{len(sizes)} sizes for {blocks} blocks; set recover.blocks: {len(sizes)}"
+    if blocks == 1 and recover.merge < 1:
+        yield "recover.merge", "images are merged with their start between blocks; set recover.blocks above 1"
+    if blocks == 1 or not recover.iterations:
+        return
+    if recover.iterations % blocks:
+        yield "recover.blocks", f"{blocks} does not divide recover.iterations = {recover.iterations}"
+    if recover.rounds > 1:
+        yield "recover.blocks", f"{blocks} blocks require a single round; set recover.round_iterations: null"
+    if recover.merge < 1 and recover.init == "noise":
+        yield "recover.merge", "merging with the start would add noise; set recover.init: selected, or recover.merge: 1"
+    if recover.adam_moments == "run" and sizes and len(set(sizes)) > 1:
+        yield "recover.adam_moments", "run: moments have the size of the images; use per_block, or the same block_sizes"
 
 
 def _ranking(config: Config) -> Iterator[tuple[str, str]]:

@@ -36,6 +36,7 @@ Rate = Annotated[float, Field(gt=0)]
 CropScale = Annotated[list[Crop], Field(min_length=2, max_length=2)]
 NotNegative = Annotated[float, Field(ge=0)]
 MOSAIC_SIZE = 64  # pixels from which on a mosaic has 2 x 2 crops by default (RDED)
+FADRM_SIZES = 200, 224  # the published sizes of images of 224 pixels, in turn
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -220,6 +221,22 @@ class Recover(Section):
     jitter: Annotated[int, Field(ge=0, le=4096)] = value(
         0, "largest random shift (torch.roll) in each direction, pixels"
     )
+    blocks: Positive = later(
+        1,
+        "equal parts of the run, each at an image size of its own; between two of them the images are resized and"
+        " merged with those that they started from (FADRM)",
+    )
+    block_sizes: Annotated[list[Pixels], Field(min_length=1)] | None = later(
+        None,
+        "image size in each block, pixels, the data set's in the last; default: that of the data set, and with several"
+        " blocks at 224 pixels 200 and 224 in turn, as published",
+    )
+    merge: Annotated[float, Field(gt=0, le=1)] = later(
+        1.0, "a in x <- a x + (1 - a) P, for images x at the end of a block and their start P; 1: no merge"
+    )
+    adam_moments: Literal["per_block", "run"] = later(
+        "per_block", "Adam's moments and step count: new in each block, or kept (only where the size does not change)"
+    )
     image_format: Literal["jpeg", "png", "jpeg75"] = value(
         "jpeg", "jpeg: quality 95, 4:4:4; png: lossless; jpeg75: as published"
     )
@@ -233,6 +250,21 @@ class Recover(Section):
     def rounds(self) -> int:
         """Number of rounds, M = T / RI; one without iterations."""
         return self.iterations // self.round_length if self.iterations else 1
+
+    def sizes_at(self, size: int) -> tuple[int, ...]:
+        """Image size in each block, pixels, for images of `size` pixels."""
+        if not self.iterations or self.blocks == 1:
+            return (size,)
+        if self.block_sizes:
+            return tuple(self.block_sizes)
+        small, large = FADRM_SIZES
+        first = small if size == large else size
+        return (*(size if block % 2 else first for block in range(self.blocks - 1)), size)
+
+    def pixel_share(self, size: int) -> float:
+        """Pixels that an iteration works on, as a share of those without blocks, on average over the run."""
+        sizes = self.sizes_at(size)
+        return sum(block**2 for block in sizes) / (len(sizes) * size**2)
 
 
 class Evaluate(Section):

@@ -5,7 +5,7 @@ import torch
 
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.ranking import selection
-from delt_hpc.recovery import images
+from delt_hpc.recovery import blocks, images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
@@ -48,7 +48,7 @@ class BatchFolder:
                 return State.load(self._stage.checkpoint, _CPU)
             except DamagedCheckpointError as error:
                 self._stage.set_checkpoint_aside(error)
-        return State.start(self._initial())
+        return blocks.start(self._initial(), self._context.config.recover)
 
     def save(self, state: State) -> None:
         state.save(self._stage.checkpoint)
