@@ -337,6 +337,10 @@ class Config(Section):
             return "synthetic"
         return "mosaics" if self.rank.candidates == "crops" else "real"
 
+    def images_of_class(self, size: int) -> int:
+        """Real images of each class that the selected images of `size` pixels take: one, or one for each tile."""
+        return self.select.ipc * self.rank.tiles_at(size) ** 2
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of a whole run: without `rank` and `select` if no selected images are used."""

@@ -171,7 +171,7 @@ def _refuse_small_classes(config: Config, dataset: Dataset) -> None:
     small = [
         f"{folder} has {count}"
         for folder, count in zip(dataset.classes.folders, counts.tolist(), strict=True)
-        if count < ipc * tiles**2
+        if count < config.images_of_class(dataset.spec.size)
     ]
     if small:
         each = f", each of crops of {tiles**2} images," if tiles > 1 else ""
@@ -184,7 +184,7 @@ def _refuse_small_classes(config: Config, dataset: Dataset) -> None:
 
 def _refuse_mosaics(config: Config, spec: DatasetSpec) -> None:
     """Mosaics that do not fill the image, or need more crops than there are candidates."""
-    rank, needed = config.rank, config.select.ipc * config.rank.tiles_at(spec.size) ** 2
+    rank, needed = config.rank, config.images_of_class(spec.size)
     if rank.candidates == "images":
         return
     if spec.size % rank.tiles_at(spec.size):

@@ -39,7 +39,7 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
 | method | {methods.load(config.method).citation}, delt-hpc {VERSION} |
 | teacher | {_teacher(teacher)} |
 | initial images | {_start(config, spec)} |
-{_optimisation(recover)}
+{_optimisation(recover, spec)}
 | seed | {config.seed} |
 | image format | {recover.image_format} |
 | mean, std | {_numbers(spec.mean)}, {_numbers(spec.std)} |
@@ -67,11 +67,13 @@ def _teacher(teacher: dict[str, Any]) -> str:
     return f"{teacher['model']}, {teacher['weights']}" + ("" if top1 is None else f", {top1:.2f} % top-1")
 
 
-def _optimisation(recover: Recover) -> str:
+def _optimisation(recover: Recover, spec: DatasetSpec) -> str:
     """Rows of the table."""
     if not recover.iterations:
         return "| optimisation | none |"
     rounds = f"{recover.rounds} round{'' if recover.rounds == 1 else 's'}"
+    if recover.blocks > 1:
+        rounds = f"blocks at {', '.join(map(str, recover.sizes_at(spec.size)))} pixels, merge {recover.merge:g}"
     return f"""\
 | optimisation | {recover.iterations} iterations, {rounds}, Adam, lr {recover.lr:g} |
 | loss | cross-entropy + {recover.r_bn:g} x distance to the teacher's BatchNorm statistics |"""

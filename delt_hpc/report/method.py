@@ -1,6 +1,6 @@
 """A description of the run: one or two sentences per stage, from the configuration alone."""
 
-from delt_hpc.config.schema import Config
+from delt_hpc.config.schema import Config, Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.report.content import Step
 
@@ -23,7 +23,7 @@ def steps(config: Config, spec: DatasetSpec) -> tuple[Step, ...]:
         "squeeze": _squeeze(config),
         "rank": _rank(config, spec),
         "select": _select(config, spec),
-        "recover": _recover(config) if config.recover.iterations else _NOT_RECOVERED[config.kind_of_images],
+        "recover": _recover(config, spec) if config.recover.iterations else _NOT_RECOVERED[config.kind_of_images],
         "aggregate": "The images of all batches, one folder per class; every file was checked and has a checksum.",
         "evaluate": _evaluate(config),
     }
@@ -71,7 +71,7 @@ def _select(config: Config, spec: DatasetSpec) -> str:
     )
 
 
-def _recover(config: Config) -> str:
+def _recover(config: Config, spec: DatasetSpec) -> str:
     recover = config.recover
     start = "the selected images" if recover.init == "selected" else "Gaussian noise"
     rounds = "in one round"
@@ -84,7 +84,22 @@ def _recover(config: Config) -> str:
     return (
         f"Starting from {start}, pixels were optimised for {recover.iterations} iterations {rounds}: cross-entropy plus"
         f" {recover.r_bn:g} times the distance to the teacher's BatchNorm statistics, on random crops"
-        f" {crops} {recover.min_crop:g} of the area, Adam with learning rate {recover.lr:g}."
+        f" {crops} {recover.min_crop:g} of the area, Adam with learning rate {recover.lr:g}.{_blocks(recover, spec)}"
+    )
+
+
+def _blocks(recover: Recover, spec: DatasetSpec) -> str:
+    if recover.blocks == 1:
+        return ""
+    merged = (
+        f" Between two blocks, {recover.merge:g} of an image was kept and {1 - recover.merge:g} of its start added."
+        if recover.merge < 1
+        else ""
+    )
+    sizes = ", ".join(map(str, recover.sizes_at(spec.size)))
+    return (
+        f" The run has {recover.blocks} blocks, at {sizes} pixels:"
+        f" {recover.pixel_share(spec.size):.1%} of the pixels of a run at {spec.size} pixels.{merged}"
     )
 
 

@@ -41,7 +41,7 @@ def select(context: Context) -> None:
     stage.start()
     groups = dict(iter(read_ranking(run.ranking).groupby("class_index")))
     crops = config.rank.candidates == "crops"
-    needed = config.select.ipc * config.rank.tiles_at(context.dataset.spec.size) ** 2
+    needed = config.images_of_class(context.dataset.spec.size)
     rows: list[Row] = []
     tiles: list[Row] = []
     with context.reporter.bar("select", len(context.dataset.classes)) as bar:

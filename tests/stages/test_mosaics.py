@@ -165,7 +165,8 @@ def test_delt_starts_from_mosaics_as_they_are(rded: Context, start: Start, tmp_p
         x = ((torch.tensor(pixels / 255) - torch.tensor(spec.mean)) / torch.tensor(spec.std)).permute(2, 0, 1)
         torch.testing.assert_close(image, x.float(), atol=1e-5, rtol=1e-5)
     start(root, ("recover", "aggregate"), changes)
-    assert (manifest.read_manifest(context.run.distilled)["iterations"] > 0).all()
+    table = manifest.read_manifest(context.run.distilled)
+    assert (table["iterations"] > 0).all() and manifest.problems(context.run.distilled) == []
 
 
 def test_the_report_shows_what_the_images_are(rded: Context) -> None:
