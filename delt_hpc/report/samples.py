@@ -96,13 +96,16 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def read_pictures(run: RunFolder, sample: SampleClass, spec: DatasetSpec) -> list[Picture]:
-    """The sample images of a class. Initial images are as the network sees them: resized and cropped.
+def read_pictures(run: RunFolder, sample: SampleClass, initial_spec: DatasetSpec) -> list[Picture]:
+    """The sample images of a class.
+
+    Args:
+        initial_spec: how initial images become network input, which is how they are shown.
 
     Raises:
         BadImageError: an image cannot be read.
     """
-    transform = evaluation(spec)
+    transform = evaluation(initial_spec)
 
     def initial(path: str) -> Image.Image:
         return Image.fromarray(np.asarray(transform(decode(run.selected / path))))

@@ -8,7 +8,6 @@ from pathlib import Path
 from delt_hpc.config.schema import Config
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data import bad_files
-from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.transforms import BadImageError
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
@@ -52,7 +51,7 @@ def report(context: Context) -> Path:
     remove_leftovers(run.report / FIGURES)
     pairs = read_pairs(run) if is_done(run.distilled) else []
     content = collect(context.config, run, context.dataset, pairs, _diversity(context, pairs))
-    charts, pictures = figures.draw(content), _pictures(run, context.dataset, content)
+    charts, pictures = figures.draw(content), _pictures(context, content)
     _write_figures(run, charts.values(), pictures, context.dataset.spec.size)
     write_text(run.report / MARKDOWN, page.markdown(content, charts))
     write_json(run.report / NUMBERS, content.to_json())
@@ -121,15 +120,19 @@ def _diversity(context: Context, pairs: Sequence[Pair]) -> Diversity | Missing:
     if not is_done(context.run.teacher):
         return Missing("There is no teacher to measure with yet.", "squeeze")
     try:
-        return diversity.measure(context.run, context.dataset, pairs, context.config.rank.batch_size, context.device)
+        return diversity.measure(
+            context.run, context.dataset, pairs, context.config.rank.batch_size, context.device,
+            selection.spec_of(context.config, context.dataset.spec),
+        )  # fmt: skip
     except UserError as error:
         return Missing(f"It could not be measured: {error.what}.")
 
 
-def _pictures(run: RunFolder, dataset: Dataset, content: Report) -> dict[int, list[Picture]]:
+def _pictures(context: Context, content: Report) -> dict[int, list[Picture]]:
     """The pictures of each sample class, by class index."""
+    run, initial_spec = context.run, selection.spec_of(context.config, context.dataset.spec)
     try:
-        return {sample.index: read_pictures(run, sample, dataset.spec) for sample in content.samples}
+        return {sample.index: read_pictures(run, sample, initial_spec) for sample in content.samples}
     except BadImageError as error:
         raise UserError(
             f"unreadable image: {error}",

@@ -60,7 +60,7 @@ def test_the_page_fits_and_its_pictures_are_large(page: Path, width: int, tmp_pa
     assert found["widest"] <= width
     assert found["tables"]
     assert set(found["tables"]) == {"auto"}
-    assert len(found["images"]) == 20  # one of each class: real and distilled
+    assert len(found["images"]) == 20  # one of each class: start and distilled
     for image in found["images"]:
         assert image[0] >= 3 * BEFORE
         assert image[0] == pytest.approx(image[1])
@@ -70,7 +70,7 @@ def test_the_page_fits_and_its_pictures_are_large(page: Path, width: int, tmp_pa
 @pytest.mark.parametrize("width", [1200, 360])
 def test_a_class_is_chosen_and_a_click_enlarges(page: Path, width: int, tmp_path: Path) -> None:
     found: dict[str, Any] = look(page, SCRIPT, tmp_path, width)
-    assert found["ofClass"] == ["2, real", "2, distilled"] * 10
+    assert found["ofClass"] == ["2, start", "2, distilled"] * 10
     assert not found["closed"]
     assert found["opened"]
     assert len(found["larger"]) == 2
