@@ -70,16 +70,16 @@ def propose(name: str, root: Path, reporter: Reporter) -> Proposal:
 
 
 def _split(root: Path, names: Sequence[str]) -> str:
+    if not root.is_dir():
+        raise UserError("there is no such folder", where=str(root), remedy="correct --data")
     found = [name for name in names if (root / name).is_dir()]
     if not found:
         kind = "training" if names is _TRAIN else "validation"
         raise UserError(
             f"has no folder of {kind} images",
             where=str(root),
-            expected=f"a folder {some(list(names))} with one folder of images for each class",
-            remedy="move images of every class there; validation images must not be training images"
-            if root.is_dir()
-            else "correct --data",
+            expected=f"{' or '.join(names)}/ with one folder of images for each class",
+            remedy="move images of every class there; validation images must not be training images",
         )
     return found[0]
 

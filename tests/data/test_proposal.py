@@ -106,6 +106,11 @@ def test_what_cannot_be_proposed_is_named(
         propose(name, root, Reporter(quiet=True))
 
 
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such folder"):
+        propose("mine", tmp_path / "nowhere", Reporter(quiet=True))
+
+
 def test_the_written_file_is_checked_and_runs(
     program: Program, tmp_path: Path, image_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
