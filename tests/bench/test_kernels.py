@@ -11,9 +11,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from delt_hpc.bench import timing
+from delt_hpc.bench.command import bench_kernels
 from delt_hpc.bench.kernels import cases, table, tiles
 from delt_hpc.bench.kernels.cases import SEGMENTS, Batch, Case
-from delt_hpc.bench.kernels.command import bench_kernels
 from delt_hpc.bench.kernels.measure import expected, measure
 from delt_hpc.bench.peaks import copy_bandwidth
 from delt_hpc.errors import UserError
