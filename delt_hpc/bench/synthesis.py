@@ -3,10 +3,11 @@
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -23,19 +24,38 @@ from delt_hpc.recovery.auto import image_iterations_of
 from delt_hpc.recovery.batches import plan
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.run.folder import write_csv, write_text
+from delt_kernels.dispatch import Optimisation, without
 
 FILE = "synthesis.csv"
 REFERENCE = "reference"
 PRECISIONS: tuple[RecoverPrecision, ...] = ("float32", "tf32", "bfloat16", "float16")
-VARIANTS = (
-    REFERENCE,
-    *(
-        kernels + compiled + packed
+
+
+class Variant(NamedTuple):
+    """Options of the packed engine.
+
+    Attributes:
+        packed: one pass with a batch in each round, or one batch a pass.
+        without: an optimisation of the Triton kernels that is switched off.
+    """
+
+    kernels: str
+    compiled: bool = False
+    packed: bool = True
+    without: Optimisation | None = None
+
+
+VARIANTS: dict[str, Variant | None] = {
+    REFERENCE: None,
+    **{
+        kernels + "-compiled" * compiled + "-packed" * packed: Variant(kernels, compiled, packed)
         for kernels in ("torch", "triton")
-        for compiled in ("", "-compiled")
-        for packed in ("", "-packed")
-    ),
-)
+        for compiled in (False, True)
+        for packed in (False, True)
+    },
+    "triton-packed-no-bitmask": Variant("triton", without="relu_bitmask"),
+    "triton-packed-no-fork": Variant("triton", without="bn_stats_fork"),
+}
 BLOCK_SECONDS = 0.5
 PROFILED_STEPS = 3
 UNSTEADY = 0.2  # spread above which a row's times mean little
@@ -87,13 +107,12 @@ class Suite:
 
 def start(variant: str, case: Case, precision: RecoverPrecision) -> Workload:
     """The engine of a row."""
-    if variant == REFERENCE:
+    chosen = VARIANTS[variant]
+    if chosen is None:
         return ReferenceRecovery(case, tf32=precision == "tf32", cudnn_benchmark=True)
-    kernels, *options = variant.split("-")
     return PackedRecovery(
-        case, packed="packed" in options, precision=precision, kernels=kernels, compile="compiled" in options,
-        graphs=True,
-    )  # fmt: skip
+        case, packed=chosen.packed, precision=precision, kernels=chosen.kernels, compile=chosen.compiled, graphs=True
+    )
 
 
 def bench(out: Path, suite: Suite, echo: Callable[[str], None]) -> pd.DataFrame:
@@ -138,8 +157,10 @@ def _measured(
     torch.compiler.reset()
     gc.collect()
     row = Row(case, partial(start, variant, case, precision), tf32=precision == "tf32")
+    chosen = VARIANTS[variant]
     with (
         warnings.catch_warnings(),
+        without(chosen.without) if chosen and chosen.without else nullcontext(),
         fresh_cache(),
     ):  # so that compilation is measured, except of Triton kernels that this process has used before
         # The engine would go on uncompiled: that is another variant.

@@ -13,12 +13,13 @@ from torch._dynamo.exc import TorchDynamoException
 from delt_hpc.bench import peaks, synthesis, timing
 from delt_hpc.bench.command import bench_synthesis
 from delt_hpc.bench.stages import recovery, rows, workload
-from delt_hpc.bench.stages.workload import SIZES, InexactError
+from delt_hpc.bench.stages.workload import SIZES, Block, InexactError
 from delt_hpc.bench.synthesis import PRECISIONS, REFERENCE, VARIANTS, Suite, start
 from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.objective import Objective
 from delt_hpc.recovery.schedule import active_images
+from delt_kernels.dispatch import uses
 
 CPU = torch.device("cpu")
 SMALL = Suite(ipc=2, batch_size=4, rounds=2, repeats=2)
@@ -159,6 +160,29 @@ def test_a_variant_that_falls_back_to_uncompiled_code_has_no_time(
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: fail)
     table = synthesis.bench(tmp_path, small(("torch-compiled",)), lambda line: None)
     assert "a graph break made by this test" in table["failure"][0] and table["ms"].isna().all()
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_optimisation_is_off_in_its_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[bool, bool]] = []
+
+    class Noting:
+        dtype, batch_size = torch.float32, 4
+
+        def error(self) -> float:
+            return 0.0
+
+        def block(self, steps: int) -> Block:
+            used.append((uses("relu_bitmask"), uses("bn_stats_fork")))
+            return Block(4, 1, 1.0)
+
+    monkeypatch.setattr(synthesis, "start", lambda *args: Noting())
+    monkeypatch.setattr(synthesis, "_obstacle", lambda *args: "")
+    variants = ("triton-packed", "triton-packed-no-bitmask", "triton-packed-no-fork")
+    table = synthesis.bench(tmp_path, small(variants), lambda line: None)
+    assert table["ms"].notna().all()
+    assert list(dict.fromkeys(used)) == [(True, True), (False, True), (True, False)]
+    assert uses("relu_bitmask") and uses("bn_stats_fork")
 
 
 def test_the_defaults_are_known_names() -> None:
