@@ -17,6 +17,7 @@ from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
+from delt_hpc.export.command import export
 from delt_hpc.launch.commands import register
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
@@ -242,6 +243,7 @@ bench_app.command("kernels")(bench_kernels)
 bench_app.command("synthesis")(bench_synthesis)
 bench_app.command("stages")(bench_stages)
 
+app.command("export")(export)
 register(app)
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("training", "ranking"),
     ("recovery",),
     ("report",),
+    ("export",),
     ("bench", "stages"),
     ("pipeline",),
     ("launch",),
