@@ -7,7 +7,8 @@ import yaml
 
 from delt_hpc.config import methods
 from delt_hpc.distilled import card
-from delt_hpc.export.images import DATA, TRAIN, Format, label_names
+from delt_hpc.distilled.dataset import TRAIN
+from delt_hpc.export.images import DATA, Format, label_names
 from delt_hpc.export.run import FinishedRun
 from delt_hpc.report.content import ArmResult, Spread
 

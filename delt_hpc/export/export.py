@@ -8,6 +8,7 @@ from pathlib import Path
 
 from delt_hpc.context import choose_device
 from delt_hpc.data import randaugment as policy
+from delt_hpc.distilled.dataset import PROTOCOL
 from delt_hpc.distilled.manifest import CARD, CLASSES, MANIFEST
 from delt_hpc.errors import UserError
 from delt_hpc.export import card, images, labels, protocol
@@ -56,7 +57,7 @@ def _write(source: FinishedRun, folder: Path, to: Format, reporter: Reporter, wi
         labels.write(source, views, folder, choose_device(source.config.machine), reporter)
     modules = _copy_modules(folder, randaugment=source.config.evaluate.randaugment)
     facts = protocol.describe(source, to, _sha256(folder / protocol.TEACHER) if with_teacher else None, views)
-    (folder / protocol.FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PROTOCOL).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shards = sorted(path.name for path in folder.glob("*.tar"))
     (folder / CARD).write_text(card.render(source, to, facts, shards, modules), encoding="utf-8")
     listed = sorted(path for path in folder.rglob("*") if path.is_file())

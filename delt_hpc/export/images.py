@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar, get_args
 
 from delt_hpc.data.index import ClassMap
+from delt_hpc.distilled.dataset import TRAIN
 from delt_hpc.errors import UserError
 from delt_hpc.export.run import FinishedRun
 from delt_hpc.keyed_random import permutation
@@ -16,7 +17,7 @@ from delt_hpc.run import stop
 
 Format = Literal["imagefolder", "huggingface", "webdataset"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-TRAIN, DATA = "train", "data"
+DATA = "data"
 IMAGES_PER_TAR, IMAGES_PER_PARQUET, IMAGES_PER_ROW_GROUP = 1000, 10_000, 500
 Item = TypeVar("Item")
 

@@ -7,7 +7,6 @@ from delt_hpc.export.images import Format
 from delt_hpc.export.run import FinishedRun
 from delt_hpc.version import VERSION
 
-FILE = "protocol.json"
 TEACHER = "teacher.safetensors"
 
 
@@ -22,16 +21,7 @@ def describe(source: FinishedRun, to: Format, teacher_sha256: str | None, views:
     return {
         "format": to,
         "made_by": f"delt-hpc {VERSION}",
-        "data": {
-            "name": spec.name,
-            "classes": spec.classes,
-            "images_per_class": config.select.ipc,
-            "size": spec.size,
-            "resize": spec.resize,
-            "mean": spec.mean,
-            "std": spec.std,
-            "mirror": spec.mirror,
-        },
+        "data": {**spec.to_json(), "images_per_class": config.select.ipc},
         "training": _training(source),
         "teacher": None if teacher_sha256 is None else _teacher(source, teacher_sha256),
         "labels": {"views": views, "folder": labels.FOLDER, "randaugment": False} if views else None,
