@@ -29,6 +29,7 @@ LAYERS = (
     ("bench", "stages"),
     ("pipeline",),
     ("launch",),
+    ("clean",),
     ("cli", "api"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

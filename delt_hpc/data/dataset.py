@@ -19,7 +19,16 @@ from delt_hpc.run.folder import RunFolder, differences, read_json
 _REMEDY = "delete dataset.json; the next command scans the data set again and compares it with what the run has made"
 # Names that files beside the class folders have, in selected/ and distilled/.
 RESERVED = frozenset(
-    ("manifest.csv", "dataset.json", "classes.csv", "README.md", "selected.csv", "done.json", "made_by.json")
+    (
+        "manifest.csv",
+        "dataset.json",
+        "classes.csv",
+        "README.md",
+        "selected.csv",
+        "done.json",
+        "made_by.json",
+        "removed.json",
+    )
 )
 MAX_NAME_BYTES = 200
 

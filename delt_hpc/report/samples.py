@@ -15,6 +15,7 @@ from delt_hpc.distilled.manifest import MANIFEST
 from delt_hpc.ranking import selection
 from delt_hpc.report import tables
 from delt_hpc.report.content import SampleClass, SampleImage
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder
 
 CELL, GAP = 96, 8  # pixels of an image in the picture, and between two images
@@ -102,7 +103,9 @@ def draw_strip(run: RunFolder, sample: SampleClass, spec: DatasetSpec) -> Image.
     transform = evaluation(spec)
     for column, image in enumerate(sample.images):
         if image.initial:
-            initial = Image.fromarray(np.asarray(transform(decode(run.selected / image.initial))))
+            initial = Image.fromarray(
+                np.asarray(transform(decode(run.selected / checksums.located(run.selected, image.initial))))
+            )
             canvas.paste(_resize(initial, cell), (column * step, 0))
         distilled = decode(run.distilled / image.distilled)
         canvas.paste(_resize(distilled, cell), (column * step, step if has_initial else 0))
