@@ -64,6 +64,7 @@ def render(source: FinishedRun, to: Format, protocol: dict[str, Any], shards: li
 def _front_matter(source: FinishedRun, to: Format, title: str) -> dict[str, Any]:
     count = len(source.table)
     files = [{"split": "train", "path": _PATHS[to]}]
+    method, kind = methods.load(source.config.method).title.lower(), source.config.kind_of_images
     front: dict[str, Any] = {
         "pretty_name": title,
         "license": "other",
@@ -72,7 +73,7 @@ def _front_matter(source: FinishedRun, to: Format, title: str) -> dict[str, Any]
         "source_datasets": ["extended|other"],
         "task_categories": ["image-classification"],
         "size_categories": [next((name for limit, name in _SIZES if count < limit), "1M<n<10M")],
-        "tags": ["dataset-distillation", "synthetic", methods.load(source.config.method).title.lower(), "delt-hpc"],
+        "tags": ["dataset-distillation", *(["synthetic"] if kind == "synthetic" else []), method, "delt-hpc"],
         "configs": [{"config_name": "default", "data_files": files}],
     }
     if to == "huggingface":

@@ -122,6 +122,7 @@ def test_students_train_on_the_originals_of_removed_selected_images(
     assert program("clean", runs[0], "--yes").code == 0
     results = []
     for root in runs:
+        shutil.rmtree(root / "evaluate" / "convnet3-1-selected-soft")
         start(root, ("evaluate",), {"evaluate": {"arms": ["selected-soft"], "seeds": [1]}})
         folder = root / "evaluate" / "convnet3-1-selected-soft"
         results.append(
