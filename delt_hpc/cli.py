@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from delt_hpc.bench.command import app as bench_app
+from delt_hpc.clean.command import clean
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
+from delt_hpc.export.command import export
 from delt_hpc.launch.commands import register
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
@@ -230,6 +232,8 @@ def models(
     typer.echo("\n".join(names))
 
 
+app.command("export")(export)
+app.command("clean")(clean)
 register(app)
 
 
