@@ -100,11 +100,16 @@ class Index:
         """
         try:
             table = pd.read_csv(path, dtype={"class_index": np.int64, "img_path": str}, keep_default_na=False)
-            return Index(root, tuple(table["img_path"]), table["class_index"].to_numpy(copy=True))
+            labels = table["class_index"].to_numpy(copy=True)
+            if (np.diff(labels, prepend=0) < 0).any():
+                raise ValueError
+            return Index(root, tuple(table["img_path"]), labels)
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
         except (ValueError, KeyError):
-            raise UserError("is damaged", where=str(path), expected="columns class_index, img_path") from None
+            raise UserError(
+                "is damaged", where=str(path), expected="columns class_index (0, 0, ..., 1, ...), img_path"
+            ) from None
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -243,13 +243,15 @@ def image_fault(path: Path, size: int | None, digest: str | None = None, *, deep
     Args:
         deep: decode the image; otherwise only its size is read.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return "not a regular file"
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return "not a regular file"
         content = path.read_bytes()
     except OSError as error:
         lost = isinstance(error, FileNotFoundError | NotADirectoryError)
         return "missing" if lost else f"cannot be read: {error.strerror}"
+    except ValueError as error:  # a null byte in the path
+        return f"cannot be read: {error}"
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         return "its content has changed (SHA-256)"
     try:

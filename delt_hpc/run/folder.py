@@ -201,7 +201,7 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"is damaged: {error}", where=str(path), remedy="delete it; the stage makes it again") from None
 
 
