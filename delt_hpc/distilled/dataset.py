@@ -11,7 +11,6 @@ from torchvision.datasets import VisionDataset
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.index import ClassMap
-from delt_hpc.data.transforms import decode
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
@@ -31,14 +30,16 @@ class DistilledDataset(VisionDataset):
     """
 
     def __init__(self, folder: Path, transform: Callable[[Any], Any] | None = None) -> None:
-        """Images are PIL images unless `transform` changes them.
+        """Images are PIL images unless `transform` changes them. Each is compared with its checksum when it is read.
 
         Raises:
-            UserError: the manifest, the class map or dataset.json is missing or damaged.
+            UserError: the manifest, the class map or dataset.json is missing, changed or damaged.
         """
         super().__init__(folder, transform=transform)
         self._folder = folder
         self._index = manifest.index(folder)
+        manifest.require_tables(folder)
+        self._digests = tuple(manifest.read_manifest(folder)["sha256"])
         self._class_map = ClassMap.read(folder / manifest.CLASSES)
         try:
             self.spec = DatasetSpec.from_json(read_json(folder / manifest.FACTS)["spec"])
@@ -54,7 +55,7 @@ class DistilledDataset(VisionDataset):
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
         path, label = self.samples[position]
-        image = decode(Path(path))
+        image = manifest.read_image(Path(path), self._digests[position])
         return self.transform(image) if self.transform else image, label
 
     def teacher(self, device: str = "cpu") -> nn.Module:

@@ -30,10 +30,10 @@ def aggregate(context: Context) -> None:
     """
     run = context.run
     stage = StageFolder(context, "aggregate", run.distilled)
-    faults = manifest.faults(run.distilled) if is_done(run.distilled) else ["not made yet"]
+    faults = manifest.faults(run.distilled) if run.distilled.exists() else ["not made yet"]
     if faults:
         table = _collect(context)  # before the broken set is moved: it may be impossible to make it again
-        if is_done(run.distilled):
+        if run.distilled.exists():
             stage.set_aside(faults)
         with stage.whole() as folder:
             _assemble(context, table, folder)
