@@ -76,6 +76,16 @@ class Index:
         low, high = np.searchsorted(self.labels, [first, last + 1])
         return np.arange(low, high)
 
+    def batches(self, positions: np.ndarray, size: int, *, by_class: bool = False) -> Iterator[np.ndarray]:
+        """The positions in batches of at most `size`; with `by_class`, none has images of two classes.
+
+        Args:
+            positions: int64 [n]; by class, images of a class follow each other.
+        """
+        bounds = np.flatnonzero(np.diff(self.labels[positions])) + 1 if by_class else []
+        for part in np.split(positions, bounds):
+            yield from (part[start : start + size] for start in range(0, len(part), size))
+
     def counts(self, classes: int) -> np.ndarray:
         """Images of each class, int64 [classes]."""
         return np.bincount(self.labels, minlength=classes)

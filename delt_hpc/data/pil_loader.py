@@ -65,12 +65,13 @@ def evaluation_batches(
     device: torch.device,
     threads: int,
     bad: BadFiles,
+    by_class: bool = False,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """See `delt_hpc.data.loader.evaluation_batches`. `threads` worker processes load if there are many images."""
     source = _ImageDataset(index, partial(_evaluate, evaluation(spec)))
     batches = (
-        [Item(position) for position in positions[start : start + batch_size].tolist()]
-        for start in range(0, len(positions), batch_size)
+        [Item(position) for position in batch.tolist()]
+        for batch in index.batches(positions, batch_size, by_class=by_class)
     )
     for items, pixels in _load(source, batches, _workers(threads, len(positions)), device, bad):
         yield normalise(pixels, spec), np.asarray([item.position for item in items])

@@ -102,7 +102,9 @@ def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
     began = requested = time.perf_counter()
     waited = 0.0
     with context.reporter.bar("rank", len(positions)) as bar:
-        for images, places in evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad):
+        # The last bits of a score depend on the batch, so a batch holds one class, whatever classes a task has.
+        batches = evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad, by_class=True)
+        for images, places in batches:
             waited += time.perf_counter() - requested
             results[places] = scores(network, images, index.labels[places], config.precision)
             # Images come in class order: all classes before that of the batch's last image are complete.

@@ -208,8 +208,7 @@ def _configuration(root: Path) -> Config:
     tree: dict[str, Any] = {
         "data": {"name": "toy", "root": str(root), "size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
         "squeeze": {"epochs": 2, "warmup_epochs": 0, "batch_size": 16, "lr": 0.02},
-        # As many as a class has, so that a class that is scored alone is scored in the same batches.
-        "rank": {"batch_size": 5},
+        "rank": {"batch_size": 4},  # fewer than a class has
         "select": {"ipc": 2},
         "recover": {"iterations": 8, "round_iterations": 4, "batch_size": 2, "checkpoint_seconds": 0.0},
         "evaluate": {"epochs": 2, "seeds": [1], "batch_size": 6, "arms": ["distilled-soft"]},

@@ -33,6 +33,7 @@ def evaluation_batches(
     device: torch.device,
     threads: int,
     bad: BadFiles,
+    by_class: bool = False,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """See `delt_hpc.data.loader.evaluation_batches`. JPEGs are decoded on the GPU if `device` is one.
 
@@ -48,8 +49,8 @@ def evaluation_batches(
         batch_size,
     )
     requests = (
-        [Request(position) for position in positions[start : start + batch_size].tolist()]
-        for start in range(0, len(positions), batch_size)
+        [Request(position) for position in batch.tolist()]
+        for batch in index.batches(positions, batch_size, by_class=by_class)
     )
     for images, delivered in deliver(pipeline_spec, requests, bad, device, threads):
         yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
