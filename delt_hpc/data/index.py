@@ -82,8 +82,8 @@ class Index:
         Args:
             positions: int64 [n]; by class, images of a class follow each other.
         """
-        bounds = np.flatnonzero(np.diff(self.labels[positions])) + 1 if by_class else []
-        for part in np.split(positions, bounds):
+        changes = np.diff(self.labels[positions]) if by_class else np.zeros(0)
+        for part in np.split(positions, np.flatnonzero(changes) + 1):
             yield from (part[start : start + size] for start in range(0, len(part), size))
 
     def counts(self, classes: int) -> np.ndarray:
