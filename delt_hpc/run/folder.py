@@ -2,7 +2,7 @@
 
     config.yaml dataset.json classes.csv index/{train,val}.csv
     teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/  evaluate/<student>-<seed>-<arm>/
-    timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/
+    timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/  tracking/
 
 Every file and folder is written under a temporary name, synced to disk and renamed when it is complete, so a kill or
 a power loss leaves either all of it or nothing. A stage (or a unit of it: a batch, a trial) stamps its folder with the
@@ -54,6 +54,7 @@ class RunFolder:
         self.report = root / "report"
         self.broken = root / "broken"
         self.locks = root / "locks"
+        self.tracking = root / "tracking"
 
     def index(self, split: str) -> Path:
         return self.root / "index" / f"{split}.csv"

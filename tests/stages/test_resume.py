@@ -147,7 +147,7 @@ def test_a_teacher_s_training_resumes_at_the_step(
 def test_students_trainings_resume_at_the_step(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Steps
 ) -> None:
-    """Six trainings of two epochs of two steps. The state has the averaged model too."""
+    """Eight trainings of two epochs of two steps. The state has the averaged model too."""
     root = tmp_path / "run"
     copy_run(finished, root, "aggregate")
     for at in (1, 6, 11, 20):  # in an epoch, after its last step, after a training's first and last step
@@ -157,7 +157,7 @@ def test_students_trainings_resume_at_the_step(
         assert steps.count == at
     steps.stop_in = 0
     run = start(root, ("evaluate",)).run
-    assert steps.count == 24
+    assert steps.count == 32
     assert trained(run) == trained(finished.run)
 
 
