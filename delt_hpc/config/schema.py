@@ -17,8 +17,11 @@ from delt_hpc.config import methods, network_name
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Images = Literal["distilled", "selected", "random"]
-Arm = Literal["distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard"]
+Images = Literal["distilled", "selected", "random", "full"]
+Arm = Literal[
+    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard",
+    "full-soft", "full-hard",
+]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -54,6 +57,13 @@ def _network_name(name: str) -> str:
     return name
 
 
+def _tracker_name(name: str) -> str:
+    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
+        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
+    return name
+
+
+TrackerName = Annotated[str, AfterValidator(_tracker_name)]
 NetworkName = Annotated[str, AfterValidator(_network_name)]
 MethodName = Annotated[str, AfterValidator(_known_method)]
 
@@ -275,8 +285,9 @@ class Evaluate(Section):
         [3407, 4663, 2897], "one training per seed, student and arm"
     )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
-        ["distilled-soft", "random-soft", "distilled-hard"],
-        "training images (distilled, selected or random real ones) with soft or hard labels",
+        ["distilled-soft", "selected-soft", "random-soft", "distilled-hard"],
+        "training images with soft or hard labels: distilled; as many selected or random real ones; or the full data"
+        " set, for as many epochs, which takes far longer",
     )
     epochs: Positive = value(300, "passes over the student's training images")
     batch_size: Positive = value(50, "images per step")
@@ -306,6 +317,9 @@ class Machine(Section):
     )
     cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
         2048, "memory for keeping decoded images between epochs, MiB"
+    )
+    tracker: TrackerName = free(
+        "none", "where losses and accuracies are also sent during the work: none, tensorboard, package.module:function"
     )
 
 
