@@ -18,7 +18,6 @@ import attacks
 import disks
 import torch
 from attacks import WRONG, Attack
-
 from runs import CALLS, Measured, Runs, Work
 
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "1200"))
