@@ -12,13 +12,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from delt_hpc.config import methods, network_name
+from delt_hpc.config import methods, network_name, protocols
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Images = Literal["distilled", "selected", "random"]
-Arm = Literal["distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard"]
+Images = Literal["distilled", "selected", "random", "real"]
+Arm = Literal[
+    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard", "real-hard"
+]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -44,6 +46,13 @@ def _known_method(name: str) -> str:
     return name
 
 
+def _known_protocol(name: str) -> str:
+    problem = protocols.unknown(name)
+    if problem:
+        raise PydanticCustomError("unknown_protocol", "{problem}", {"problem": problem})
+    return name
+
+
 def _network_name(name: str) -> str:
     if not network_name.is_network(name):
         raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
@@ -52,6 +61,7 @@ def _network_name(name: str) -> str:
 
 NetworkName = Annotated[str, AfterValidator(_network_name)]
 MethodName = Annotated[str, AfterValidator(_known_method)]
+ProtocolName = Annotated[str, AfterValidator(_known_protocol)]
 
 
 def free(default: Any, description: str) -> Any:
@@ -64,9 +74,21 @@ def value(default: Any, description: str) -> Any:
     return Field(default, description=description)
 
 
+def later(default: Any, description: str) -> Any:
+    """A `value` that is younger than the first run folders: at its default it is left out of the identity.
+
+    So folders that were made before the option existed stay valid.
+    """
+    return Field(default, description=description, json_schema_extra={"later": True})
+
+
 def is_free(field: FieldInfo) -> bool:
+    return _has(field, "free")
+
+
+def _has(field: FieldInfo, mark: str) -> bool:
     extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("free"))
+    return isinstance(extra, dict) and bool(extra.get(mark))
 
 
 class Section(BaseModel):
@@ -212,7 +234,10 @@ class Evaluate(Section):
     )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
         ["distilled-soft", "random-soft", "distilled-hard"],
-        "training images (distilled, selected or random real ones) with soft or hard labels",
+        "training images (distilled, selected or random real ones; `real`: all of them) with soft or hard labels",
+    )
+    protocol: ProtocolName = free(
+        "delt", "protocol whose preset supplies the defaults of this section (config/recipes/protocols/)"
     )
     epochs: Positive = value(300, "passes over the student's training images")
     batch_size: Positive = value(50, "images per step")
@@ -222,6 +247,16 @@ class Evaluate(Section):
     )
     weight_decay: NotNegative = value(0.01, "decoupled weight decay of AdamW")
     mix: Literal["cutmix", "mixup", "none"] = value("cutmix", "augmentation that mixes the images of a batch")
+    soft_loss: Literal["kl", "mse_ce"] = later(
+        "kl",
+        "loss of soft labels; kl: KL divergence at the temperature; mse_ce: squared error of the logits + ce_weight x"
+        " cross-entropy with the (mixed) class labels",
+    )
+    ce_weight: NotNegative = later(0.025, "weight of the cross-entropy in mse_ce")
+    teacher_statistics: Literal["running", "batch"] = later(
+        "running",
+        "statistics by which the teacher's BatchNorm layers normalise when it labels; batch: of the batch",
+    )
     temperature: Annotated[float, Field(gt=0)] | None = value(
         None, "temperature of the soft labels; default: 4 with mixup, else 20"
     )
@@ -229,6 +264,12 @@ class Evaluate(Section):
     crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
         [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
     )
+    shuffle_patches: Annotated[int, Field(ge=1, le=64)] = later(
+        1,
+        "strips: cut each image into so many columns and permute them, then the same with rows, before the crop;"
+        " 1: not at all (PIL reads the images)",
+    )
+    mirror: bool = later(True, "horizontal flips, if data.mirror allows them")
     ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
@@ -308,6 +349,7 @@ def identity(config: Config, stage: Stage) -> dict[str, Any]:
         flat |= {
             f"{key}.{name}": plain[name]
             for name, field in type(section).model_fields.items()
-            if not is_free(field) or name in fixed
+            if (not is_free(field) or name in fixed)
+            and not (_has(field, "later") and getattr(section, name) == field.default)
         }
     return flat

@@ -140,7 +140,9 @@ class Work:
             assert task.classes
             return sum(self._passes.get(c, 0) for c in task.classes.indices)
         if task.stage == "evaluate":
-            return images * config.evaluate.epochs
+            everything = task.trial is not None and task.trial.images == "real"
+            count = self.train_images if everything else images
+            return None if count is None else count * config.evaluate.epochs
         return images
 
     def _passes_of(self, batch: Batch) -> int:

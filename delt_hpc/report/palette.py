@@ -21,6 +21,7 @@ COLOURS: dict[str, Colour] = {
     "selected": Colour("#12937f", "#47cbb5"),
     "random": Colour("#d2741a", "#f4a95c"),
     "teacher": Colour("#7656d6", "#ac97ff"),
+    "real": Colour("#5b6472", "#b4bcc9"),
     "active": Colour("#d3e1fa", "#253859"),
     "warn": Colour("#fff6e5", "#2e2615"),
 }

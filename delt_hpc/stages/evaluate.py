@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 from delt_hpc.config.schema import Evaluate
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.index import Index
-from delt_hpc.data.loader import TrainingSet, ValidationSet
+from delt_hpc.data.loader import LoaderConfig, TrainingSet, ValidationSet
 from delt_hpc.data.transforms import Augmentation
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError, some
@@ -41,10 +42,13 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         return
     _require_inputs(context, unfinished)
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
+    if config.teacher_statistics == "batch":
+        use_batch_statistics(network)
+    loader_config = _loader_config(context)
     val = context.validation_set()
     resolved = {
         "evaluate.precision": name_of(training_dtype(config.precision, context.device)),
-        "machine.loader": context.loader_config.backend(training=True),
+        "machine.loader": loader_config.backend(training=True),
     }
     others = [path for path in sorted(context.run.evaluate.glob("*")) if path.is_dir()]
     for number, trial in enumerate(unfinished, start=1):
@@ -55,7 +59,7 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
-        split = "train" if trial.images == "random" else trial.images
+        split = "train" if trial.images in ("random", "real") else trial.images
         folder.list_skipped({split: job.train.bad.files, "val": val.bad.files})
         bad = job.train.bad.files
         if bad:
@@ -103,7 +107,7 @@ def _finish(
         "parameters": sum(p.numel() for p in student.parameters()),
         "seconds": outcome.seconds,
         "device": device_name(context.device),
-        **context.loader_config.facts(training=True),
+        **_loader_config(context).facts(training=True),
     }
     write_json(folder.path / RESULT, result)
     passes = count * len(outcome.history)
@@ -128,11 +132,11 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         train=TrainingSet(
             index=index,
             positions=np.arange(len(index)),
-            spec=dataset.spec,
-            augmentation=Augmentation((smallest, largest), config.randaugment),
+            spec=replace(dataset.spec, mirror=dataset.spec.mirror and config.mirror),
+            augmentation=Augmentation((smallest, largest), config.randaugment, config.shuffle_patches),
             batch_size=config.batch_size,
             key=(seed, "evaluate", trial.seed),
-            loader_config=context.loader_config,
+            loader_config=_loader_config(context),
         ),
         val=val,
         precision=config.precision,
@@ -144,13 +148,21 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
     )
 
 
+def _loader_config(context: Context) -> LoaderConfig:
+    """How training images are read: patches are shuffled by PIL alone."""
+    shuffled = context.config.evaluate.shuffle_patches > 1
+    return replace(context.loader_config, loader="torchvision") if shuffled else context.loader_config
+
+
 def _index(context: Context, trial: Trial) -> Index:
-    """The training images of the student, `ipc` per class.
+    """The training images of the student: `ipc` per class, or all real ones.
 
     Raises:
         UserError: a class has another number of images.
     """
     index = _images(context, trial)
+    if trial.images == "real":
+        return index
     counts, ipc = index.counts(len(context.dataset.classes)), context.config.select.ipc
     wrong = [
         f"{folder}: {count}"
@@ -173,6 +185,8 @@ def _images(context: Context, trial: Trial) -> Index:
         listed = selection.read(context.run.selected)
         return Index(context.run.selected, tuple(listed["file"]), listed["class_index"].to_numpy("int64", copy=True))
     train = context.dataset.train
+    if trial.images == "real":
+        return train
     chosen: list[int] = []
     for class_index in range(len(context.dataset.classes)):
         positions = train.positions(class_index, class_index)
@@ -193,12 +207,19 @@ def learning_rate(config: Evaluate) -> Callable[[float], float]:
 
 
 def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """KL divergence to the teacher's output for the same augmented images, both softened by the temperature."""
+    """The loss against the teacher's logits t for the same augmented images; s are the student's.
+
+    `kl`: KL(softmax(t / T) || softmax(s / T)), mean over the images. `mse_ce`: the mean of (s - t)^2 plus `ce_weight`
+    times the cross-entropy with the labels (EDC, arXiv 2404.13733).
+    """
     temperature = config.temperature or (4.0 if config.mix == "mixup" else 20.0)
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
             target = network(images)
+        if config.soft_loss == "mse_ce":
+            student = output.float()
+            return F.mse_loss(student, target.float()) + config.ce_weight * hard_loss(student, images, labels)
         return F.kl_div(
             F.log_softmax(output.float() / temperature, 1),
             F.log_softmax(target.float() / temperature, 1),
@@ -207,6 +228,14 @@ def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor,
         )
 
     return loss
+
+
+def use_batch_statistics(network: nn.Module) -> None:
+    """Let the BatchNorm layers of a frozen network normalise by the batch; their running statistics stay unchanged."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train()
+            layer.track_running_stats = False
 
 
 def hard_loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:

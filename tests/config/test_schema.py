@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -34,11 +35,12 @@ def test_the_identity_of_a_stage_contains_that_of_the_stages_before_it() -> None
 
 
 def test_no_field_is_forgotten() -> None:
-    """Every field is either part of an identity or marked as free."""
+    """Every field is part of an identity, marked as free, or marked as later and left out at its default."""
     known = set().union(*(identity(TRAINED, stage) for stage in STAGES))
     for key, section in SECTIONS.items():
         for name, field in section.model_fields.items():
-            assert (f"{key}.{name}" in known) != is_free(field), f"{key}.{name}"
+            left_out = is_free(field) or field.json_schema_extra == {"later": True}
+            assert (f"{key}.{name}" in known) != left_out, f"{key}.{name}"
     for name, field in Config.model_fields.items():
         if name not in SECTIONS:
             assert (name in known) != is_free(field), name
@@ -83,6 +85,21 @@ def test_a_value_changes_the_identity_of_its_stage_and_the_later_ones() -> None:
     changed = [stage for stage in STAGES if identity(other, stage) != identity(TRAINED, stage)]
     assert changed == ["select", "recover", "aggregate", "evaluate", "report"]
     assert identity(other, "select")["select.ipc"] == 11
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"soft_loss": "mse_ce"},
+        {"ce_weight": 0.5},
+        {"teacher_statistics": "batch"},
+        {"shuffle_patches": 2},
+        {"mirror": False},
+    ],
+)
+def test_a_later_option_enters_the_identity_where_it_is_not_the_default(changed: dict[str, Any]) -> None:
+    other = identity(Config(evaluate=Evaluate(**changed)), "evaluate")
+    assert other == identity(TRAINED, "evaluate") | {f"evaluate.{key}": value for key, value in changed.items()}
 
 
 def test_the_seed_changes_every_stage() -> None:
