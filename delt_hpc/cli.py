@@ -13,6 +13,7 @@ import typer
 from delt_hpc.bench.kernels.command import bench_kernels
 from delt_hpc.bench.stages.command import bench_stages
 from delt_hpc.bench.synthesis.command import bench_synthesis
+from delt_hpc.comparison.command import compare
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
@@ -242,6 +243,7 @@ bench_app.command("kernels")(bench_kernels)
 bench_app.command("synthesis")(bench_synthesis)
 bench_app.command("stages")(bench_stages)
 
+app.command()(compare)
 register(app)
 
 

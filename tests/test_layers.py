@@ -28,6 +28,7 @@ LAYERS = (
     ("bench", "stages"),
     ("pipeline",),
     ("launch",),
+    ("comparison",),
     ("cli", "api"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

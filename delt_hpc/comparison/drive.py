@@ -1,0 +1,95 @@
+"""Makes the runs of a comparison that are missing, one after the other, and writes the page after each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from delt_hpc import pipeline
+from delt_hpc.comparison import external, page, result, share
+from delt_hpc.comparison.plan import Entry
+from delt_hpc.comparison.result import Result
+from delt_hpc.context import Context
+from delt_hpc.errors import UserError
+from delt_hpc.report import diversity
+from delt_hpc.report.collect import collect as content_of
+from delt_hpc.report.content import Diversity, Missing
+from delt_hpc.report.samples import read_pairs
+from delt_hpc.run import stop
+from delt_hpc.run.folder import RunFolder
+from delt_hpc.run.progress import Reporter
+
+
+def run(entries: Sequence[Entry], folder: Path, out: Path, reporter: Reporter) -> Path:
+    """Make what is missing; the same call after an interruption goes on where it was.
+
+    Args:
+        folder: where the run folders are made.
+        out: where the page and the result of each run (<name>.json) are written. A run whose result is there is
+            finished, whether or not its folder is.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a run cannot be made, or a result was made with another configuration.
+        Interrupted: a stop was requested.
+    """
+    sources = {entry.name: external.describe(entry.external) for entry in entries if entry.external}
+    files = {entry.name: out / f"{entry.name}.json" for entry in entries}
+    missing = [
+        entry for entry in entries if not result.is_current(files[entry.name], entry, sources.get(entry.name, ""))
+    ]
+    for number, entry in enumerate(missing, start=1):
+        stop.check()
+        reporter.say(f"compare {number}/{len(missing)}: {entry.name}")
+        _make(entry, entries, folder, reporter).write(files[entry.name])
+        _write_page(entries, out)
+    return _write_page(entries, out)
+
+
+def collect(sources: Sequence[Path], out: Path) -> Path:
+    """Write the page of finished runs: run folders with a report, and results of earlier comparisons (JSON).
+
+    Raises:
+        UserError: a run has no report, or a file is damaged.
+    """
+    found = [_collected(path) for path in sources]
+    return page.write(found, out)
+
+
+def _collected(path: Path) -> Result:
+    return Result.read(path) if path.is_file() else result.of_run(path, result.read_report(path))
+
+
+def _write_page(entries: Sequence[Entry], out: Path) -> Path:
+    files = [out / f"{entry.name}.json" for entry in entries]
+    return page.write([Result.read(path) for path in files if path.exists()], out)
+
+
+def _make(entry: Entry, entries: Sequence[Entry], folder: Path, reporter: Reporter) -> Result:
+    root = folder / entry.name
+    others = [(RunFolder(folder / other.name), other.config) for other in entries if other.name != entry.name]
+    share.share_data_set(RunFolder(root), entry.config, others)
+    context = pipeline.open_run(entry.config, root, reporter)
+    for text in share.share_stages(context.run, entry.config, entry.stages, [run for run, _ in others]):
+        reporter.say(text)
+    if entry.external is None:
+        pipeline.run_stages(context, entry.stages)
+        return result.of_run(root, result.read_report(root), entry)
+    # Its report page would describe a recovery that it did not have.
+    pipeline.run_stages(context, ("squeeze",))
+    external.place(context, entry.external)
+    pipeline.run_stages(context, ("evaluate",))
+    return result.of_run(root, _external_content(context), entry, external.describe(entry.external))
+
+
+def _external_content(context: Context) -> dict[str, object]:
+    """What a report would hold."""
+    run, config = context.run, context.config
+    measured: Diversity | Missing
+    pairs = read_pairs(run)
+    try:
+        found = diversity.measure(run, context.dataset, pairs, config.rank.batch_size, context.device)
+        measured = found if config.select.ipc > 1 else Missing("With one image per class there is nothing to compare.")
+    except UserError as error:  # a teacher without a linear layer
+        measured = Missing(f"It could not be measured: {error.what}.")
+    return content_of(config, run, context.dataset, pairs, measured).to_json()
