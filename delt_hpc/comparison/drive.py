@@ -14,7 +14,7 @@ from delt_hpc.report.collect import collect as content_of
 from delt_hpc.report.content import Diversity, Missing
 from delt_hpc.report.samples import read_pairs
 from delt_hpc.run import stop
-from delt_hpc.run.folder import RunFolder
+from delt_hpc.run.folder import RunFolder, is_done
 from delt_hpc.run.progress import Reporter
 
 
@@ -72,19 +72,18 @@ def _make(entry: Entry, entries: Sequence[Entry], folder: Path, reporter: Report
     context = pipeline.open_run(entry.config, root, reporter)
     for text in share.share_stages(context.run, entry.config, entry.stages, [run for run, _ in others]):
         reporter.say(text)
-    if entry.external is None:
-        pipeline.run_stages(context, entry.stages)
-        return result.of_run(root, result.read_report(root), entry)
-    # Its report page would describe a recovery that it did not have.
-    pipeline.run_stages(context, ("squeeze",))
-    external.place(context, entry.external)
-    pipeline.run_stages(context, ("evaluate",))
-    return result.of_run(root, _external_content(context), entry, external.describe(entry.external))
+    if entry.external:
+        external.place(context, entry.external)
+    pipeline.run_stages(context, entry.stages)
+    report = result.read_report(root) if "report" in entry.stages else _content(context)
+    return result.of_run(root, report, entry, external.describe(entry.external) if entry.external else "")
 
 
-def _external_content(context: Context) -> dict[str, object]:
+def _content(context: Context) -> dict[str, object]:
     """What a report would hold."""
     run, config = context.run, context.config
+    if not is_done(run.distilled):
+        return content_of(config, run, context.dataset, [], Missing("There is no distilled set.")).to_json()
     measured: Diversity | Missing
     pairs = read_pairs(run)
     try:

@@ -3,12 +3,14 @@
 import csv
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from delt_hpc.comparison.result import Result
 from delt_hpc.comparison.table import Row, rows
@@ -18,6 +20,7 @@ from delt_hpc.report.paired import Interval, verdict
 from delt_hpc.run.folder import write_csv, write_text, writing
 
 HTML, MARKDOWN, TABLE = "compare.html", "compare.md", "compare.csv"
+_MARKERS = "osD^vPX*<>"
 _HERE = Path(__file__).parent
 _STYLE = Path(palette.__file__).with_name("style.css")
 _COLUMNS = (
@@ -36,7 +39,7 @@ def write(results: Sequence[Result], out: Path) -> Path:
     students = list(dict.fromkeys(row.student for row in table))
     charts = {
         student: _chart(number, [row for row in table if row.student == student])
-        for number, student in enumerate(students)
+        for number, student in enumerate(students, start=1)
     }
     for drawn in charts.values():
         if drawn:
@@ -77,7 +80,7 @@ def _values(results: Sequence[Result], table: Sequence[Row], charts: dict[str, C
         "verdicts": {student: _verdicts(table, student) for student in charts},
         "hardware": sorted({result.hardware for result in results} - {""}),
         "versions": results[-1].versions if results else {},
-        "dates": sorted(result.date for result in results if result.date),
+        "dates": sorted({result.date[:10] for result in results if result.date}),
         "externals": {result.name: result.external for result in results if result.external},
     }
 
@@ -87,7 +90,7 @@ def _verdicts(table: Sequence[Row], student: str) -> list[tuple[str, str, str]]:
     return [
         (row.name, against, verdict(difference))
         for row in table
-        if row.student == student
+        if row.student == student and row.images != "random"
         for against, difference in (("random", row.over_random), ("selected", row.over_selected))
         if difference is not None
     ]
@@ -104,18 +107,27 @@ def _chart(number: int, table: Sequence[Row]) -> Chart | None:
 
 def _draw(axes: Axes, shown: Sequence[Row]) -> None:
     costs = [row.seconds_per_image or 0.0 for row in shown]
-    for row, cost in zip(shown, costs, strict=True):
+    for row, cost, marker in zip(shown, costs, cycle(_MARKERS), strict=False):
         assert row.soft
-        colour = palette.light("teacher" if row.images == "external" else row.images)
-        axes.errorbar(cost, row.soft.mean, yerr=row.soft.half_width, color=colour, marker="o", capsize=3, linewidth=1.1)
-        axes.annotate(
-            row.name, (cost, row.soft.mean), xytext=(6, 4), textcoords="offset points", fontsize=8, color=colour
+        axes.errorbar(
+            cost,
+            row.soft.mean,
+            yerr=row.soft.half_width,
+            color=palette.light("teacher" if row.images == "external" else row.images),
+            marker=marker,
+            linestyle="",
+            elinewidth=1.1,
+            capsize=3,
+            label=row.name,
         )
     positive = [cost for cost in costs if cost > 0]
-    if positive:
+    if positive:  # real images cost nothing
         axes.set_xscale("symlog", linthresh=min(positive))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("seconds an image, selection and recovery")
-    axes.margins(x=0.2, y=0.15)
+    axes.margins(x=0.1, y=0.1)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5)
 
 
 def text(out: Path) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from delt_hpc.config import methods
 from delt_hpc.config.load import load_config, parse_yaml
-from delt_hpc.config.schema import SECTIONS, Arm, Config, Stage, is_free
+from delt_hpc.config.schema import SECTIONS, Arm, Config, Recover, Stage, is_free
 from delt_hpc.errors import UserError, some
 
 REAL = "real"  # label of the run that evaluates real images
@@ -50,12 +50,12 @@ class Entry:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages that this run needs."""
+        """The stages that this run needs; no report of real and foreign images, which would describe a recovery."""
         skipped: tuple[Stage, ...] = ()
         if self.label == REAL:
-            skipped = ("recover", "aggregate")
+            skipped = ("recover", "aggregate", "report")
         elif self.external:
-            skipped = ("rank", "select", "recover", "aggregate")
+            skipped = ("rank", "select", "recover", "aggregate", "report")
         return tuple(stage for stage in self.config.stages if stage not in skipped)
 
 
@@ -89,8 +89,9 @@ def entries(
     found: dict[str, Entry] = {}
     variants = ((), PLAIN) if without_augmentation else ((),)
     for point, variant in itertools.product(itertools.product(*map(_values, sweep)), variants):
-        base = _base(source, [*overrides, *point, *variant], seeds)
+        # Real images and external sets do not depend on recovery, so its options are no part of their identity.
         shared = tuple(text for text in point if not text.startswith("recover."))
+        base = _base(source, [*overrides, *shared, *variant], seeds)
         found.setdefault((one := _entry(REAL, shared, base, base, plain=bool(variant))).name, one)
         for name, folder in sets.items():
             one = _entry(name, shared, base, base, plain=bool(variant), external=folder)
@@ -165,8 +166,8 @@ def _text(value: Any) -> str:
 
 
 def _base(source: str, overrides: Sequence[str], seeds: int | None) -> Config:
-    """The configuration without a method of its own, with so many seeds of students."""
-    config = load_config(source, overrides)
+    """The configuration with the default recovery, and with so many seeds of students."""
+    config = load_config(source, overrides).model_copy(update={"recover": Recover()})
     given = config.evaluate.seeds
     if seeds is not None:
         more = (seed for seed in itertools.count(1) if seed not in given)
@@ -180,7 +181,7 @@ def _entry(
     """The run of a method's own configuration under the teacher and the protocol of the base."""
     arms = [*_REAL, *(arm for arm in base.evaluate.arms if arm == "real-hard")] if label == REAL else _DISTILLED
     if plain:
-        arms = [arm for arm in arms if arm in ("random-soft", "distilled-soft")]
+        arms = [arm for arm in arms if arm.endswith("-soft")]
     name = "-".join([label, *(re.sub(r"[^A-Za-z0-9._=-]+", "_", text) for text in point), *(["plain"] * plain)])
     common: dict[str, Any] = {key: getattr(base, key) for key in _COMMON}
     common["evaluate"] = base.evaluate.model_copy(update={"arms": arms})

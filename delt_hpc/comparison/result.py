@@ -22,7 +22,6 @@ REPORT = "report.json"
 # What the accuracy of real images does not depend on.
 _OWN = ("recover.", "rank.", "select.strategy")
 _AUGMENTATION = tuple(f"evaluate.{name}" for name in ("mix", "randaugment", "crop_scale", "shuffle_patches", "mirror"))
-_PRIVATE: Any = {"machine": True, "data": {"root"}, "teacher": {"checkpoint"}, "rank": {"csv"}}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Result:
         image_iterations: of recovery.
         peak_memory_mib: of recovery.
         diversity: mean cosine similarity to the class's centroid (report); lower is more diverse.
-        config: without paths of the machine.
         versions, hardware, date: of the run.
     """
 
@@ -73,7 +71,6 @@ class Result:
     image_iterations: int | None
     peak_memory_mib: float | None
     diversity: float | None
-    config: dict[str, Any]
     versions: dict[str, str]
     hardware: str
     date: str
@@ -166,8 +163,7 @@ def of_run(root: Path, report: Mapping[str, Any], entry: Entry | None = None, ex
         image_iterations=passes,
         peak_memory_mib=memory,
         diversity=diversity["distilled"] if diversity else None,
-        config=config.model_dump(mode="json", exclude=_PRIVATE),
-        versions=report["versions"],
+        versions={name: text for name, text in report["versions"].items() if name != "platform"},
         hardware=_hardware(report["costs"]),
         date=report["costs"]["started"] if report["costs"] else "",
     )
