@@ -36,6 +36,12 @@ Runs = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", help="Folder of the page and the results.", show_default="compare/ in --run")
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster", metavar="PROFILE", help="Submit the runs as `submit` does; the same command again goes on."
+    ),
+]
 
 
 def compare(
@@ -48,6 +54,7 @@ def compare(
     overrides: Set = None,
     run_folder: Runs = None,
     out: Out = None,
+    cluster: Cluster = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare methods with random and selected real images under one teacher and protocol; write one page."""
@@ -79,9 +86,19 @@ def compare(
     from delt_hpc.comparison import drive  # noqa: PLC0415
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
+    target, reporter = out or root / "compare", Reporter(quiet=quiet)
     try:
+        if cluster is not None:
+            from delt_hpc.comparison import cluster as clusters  # noqa: PLC0415
+
+            unfinished = clusters.run(entries, root, target, cluster, reporter)
+            if unfinished:
+                typer.echo(f"not finished: {', '.join(unfinished)}; the same command again goes on")
+            if (target / "compare.html").exists():
+                _conclude(target / "compare.html")
+            return
         with stop.on_signal():
-            page = drive.run(entries, root, out or root / "compare", Reporter(quiet=quiet))
+            page = drive.run(entries, root, target, reporter)
     except KeyboardInterrupt:  # typer would not pass it on to `main`
         typer.echo("stopped; the same command resumes", err=True)
         raise typer.Exit(130) from None

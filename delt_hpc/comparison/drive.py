@@ -33,17 +33,43 @@ def run(entries: Sequence[Entry], folder: Path, out: Path, reporter: Reporter) -
         UserError: a run cannot be made, or a result was made with another configuration.
         Interrupted: a stop was requested.
     """
-    sources = {entry.name: external.describe(entry.external) for entry in entries if entry.external}
-    files = {entry.name: out / f"{entry.name}.json" for entry in entries}
-    missing = [
-        entry for entry in entries if not result.is_current(files[entry.name], entry, sources.get(entry.name, ""))
-    ]
-    for number, entry in enumerate(missing, start=1):
+    left = missing(entries, out)
+    for number, entry in enumerate(left, start=1):
         stop.check()
-        reporter.say(f"compare {number}/{len(missing)}: {entry.name}")
-        _make(entry, entries, folder, reporter).write(files[entry.name])
-        _write_page(entries, out)
-    return _write_page(entries, out)
+        reporter.say(f"compare {number}/{len(left)}: {entry.name}")
+        context = prepare(entry, entries, folder, reporter)
+        pipeline.run_stages(context, entry.stages)
+        finish(context, entry, out)
+        write_page(entries, out)
+    return write_page(entries, out)
+
+
+def missing(entries: Sequence[Entry], out: Path) -> list[Entry]:
+    """The runs without a result.
+
+    Raises:
+        UserError: a result was made with another configuration, or of another external set.
+    """
+    return [entry for entry in entries if not result.is_current(result_file(entry, out), entry, _described(entry))]
+
+
+def prepare(entry: Entry, entries: Sequence[Entry], folder: Path, reporter: Reporter) -> Context:
+    """Set up the folder of a run, with the results of other runs that it would make too."""
+    root = folder / entry.name
+    others = [(RunFolder(folder / other.name), other.config) for other in entries if other.name != entry.name]
+    share.share_data_set(RunFolder(root), entry.config, others)
+    context = pipeline.open_run(entry.config, root, reporter)
+    for text in share.share_stages(context.run, entry.config, entry.stages, [run for run, _ in others]):
+        reporter.say(text)
+    if entry.external:
+        external.place(context, entry.external)
+    return context
+
+
+def finish(context: Context, entry: Entry, out: Path) -> None:
+    """Write the result of a finished run."""
+    report = result.read_report(context.run.root) if "report" in entry.stages else _content(context)
+    result.of_run(context.run.root, report, entry, _described(entry)).write(result_file(entry, out))
 
 
 def collect(sources: Sequence[Path], out: Path) -> Path:
@@ -60,23 +86,19 @@ def _collected(path: Path) -> Result:
     return Result.read(path) if path.is_file() else result.of_run(path, result.read_report(path))
 
 
-def _write_page(entries: Sequence[Entry], out: Path) -> Path:
-    files = [out / f"{entry.name}.json" for entry in entries]
+def write_page(entries: Sequence[Entry], out: Path) -> Path:
+    """Write the page of the runs that have a result."""
+    files = [result_file(entry, out) for entry in entries]
     return page.write([Result.read(path) for path in files if path.exists()], out)
 
 
-def _make(entry: Entry, entries: Sequence[Entry], folder: Path, reporter: Reporter) -> Result:
-    root = folder / entry.name
-    others = [(RunFolder(folder / other.name), other.config) for other in entries if other.name != entry.name]
-    share.share_data_set(RunFolder(root), entry.config, others)
-    context = pipeline.open_run(entry.config, root, reporter)
-    for text in share.share_stages(context.run, entry.config, entry.stages, [run for run, _ in others]):
-        reporter.say(text)
-    if entry.external:
-        external.place(context, entry.external)
-    pipeline.run_stages(context, entry.stages)
-    report = result.read_report(root) if "report" in entry.stages else _content(context)
-    return result.of_run(root, report, entry, external.describe(entry.external) if entry.external else "")
+def result_file(entry: Entry, out: Path) -> Path:
+    """Where the result of a run is written."""
+    return out / f"{entry.name}.json"
+
+
+def _described(entry: Entry) -> str:
+    return external.describe(entry.external) if entry.external else ""
 
 
 def _content(context: Context) -> dict[str, object]:
