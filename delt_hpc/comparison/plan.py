@@ -22,8 +22,8 @@ PLAIN = (
     *("evaluate.mix=none", "evaluate.randaugment=false", "evaluate.crop_scale=[1.0, 1.0]"),
     *("evaluate.shuffle_patches=1", "evaluate.mirror=false"),
 )
-# What all runs at a point have in common, whatever the preset of a method says.
-_COMMON = ("seed", "data", "teacher", "squeeze", "rank", "evaluate", "machine")
+# What all runs at a point have in common, whatever the preset of a method says; it may score other candidates.
+_COMMON = ("seed", "data", "teacher", "squeeze", "evaluate", "machine")
 _DISTILLED: list[Arm] = ["distilled-soft", "distilled-hard"]
 _REAL: list[Arm] = ["random-soft", "selected-soft", "random-hard", "selected-hard"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -10,7 +10,7 @@ from typing import Any
 
 from delt_hpc.comparison.plan import REAL, Entry
 from delt_hpc.config.load import load_config
-from delt_hpc.config.schema import Config, identity
+from delt_hpc.config.schema import Config, Stage, identity
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.report import tables
@@ -50,7 +50,7 @@ class Result:
         fingerprint: of the data set's images.
         teacher: model, source, val_accuracy, checksum of the weights.
         data: name, size, classes, ipc, train_images, val_images of the data set.
-        seconds: of selection and recovery, added up over all tasks.
+        seconds: of selection and recovery, and of scoring crops, added up over all tasks.
         image_iterations: of recovery.
         peak_memory_mib: of recovery.
         diversity: mean cosine similarity to the class's centroid (report); lower is more diverse.
@@ -140,7 +140,11 @@ def of_run(root: Path, report: Mapping[str, Any], entry: Entry | None = None, ex
         UserError: the folder is not a run's.
     """
     run, config = RunFolder(root), entry.config if entry else load_config(str(root))
-    head, diversity, (seconds, passes, memory) = report["headline"], report["diversity"], _costs(report["costs"])
+    # Scoring the training images is the work of all; scoring crops is a method's own.
+    own: tuple[Stage, ...] = (
+        ("select", "recover") if config.rank.candidates == "images" else ("rank", "select", "recover")
+    )
+    head, diversity, (seconds, passes, memory) = report["headline"], report["diversity"], _costs(report["costs"], own)
     card = report["teacher"] or {}
     listed = read_json(run.teacher / DONE)[checksums.FILES]
     dataset = read_json(run.dataset)
@@ -172,11 +176,11 @@ def of_run(root: Path, report: Mapping[str, Any], entry: Entry | None = None, ex
     return replace(result, seconds=None, image_iterations=None, peak_memory_mib=None) if free else result
 
 
-def _costs(costs: Mapping[str, Any] | None) -> tuple[float | None, int | None, float | None]:
-    """Seconds of selection and recovery, image-iterations and peak memory of recovery."""
+def _costs(costs: Mapping[str, Any] | None, own: Sequence[Stage]) -> tuple[float | None, int | None, float | None]:
+    """Seconds of a method's own stages, image-iterations and peak memory of recovery."""
     if costs is None:
         return None, None, None
-    stages = {stage["stage"]: stage for stage in costs["stages"] if stage["stage"] in ("select", "recover")}
+    stages = {stage["stage"]: stage for stage in costs["stages"] if stage["stage"] in own}
     if not stages:
         return None, None, None
     passes = sum(int(row["image_iterations"]) for row in costs["rounds"])

@@ -1,6 +1,7 @@
 """Comparisons by the launcher: a run starts when the results that it shares are there."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,40 +23,54 @@ def source(configure: Callable[..., Config], tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the runs that were submitted; they end at once, as on the cluster `local`."""
-    names: list[str] = []
+@dataclass
+class Queue:
+    """The runs that were submitted. Those of the cluster `local` end at once, others when `work` is called."""
 
-    def submit(config: str, cluster: str, *, stages: str) -> None:
-        names.append(Path(config).name)
-        context = pipeline.open_run(load_config(config), Path(config), Reporter(quiet=True))
-        pipeline.run_stages(context, parse_stages(stages))
+    names: list[str] = field(default_factory=list)
+    waiting: list[tuple[str, str]] = field(default_factory=list)
+
+    def submit(self, config: str, cluster: str, *, stages: str) -> None:
+        self.names.append(Path(config).name)
+        self.waiting.append((config, stages))
         if cluster == "local":
+            self.work()
             raise typer.Exit(0)
 
-    monkeypatch.setattr(commands, "submit", submit)
-    return names
+    def work(self) -> None:
+        for config, stages in self.waiting:
+            context = pipeline.open_run(load_config(config), Path(config), Reporter(quiet=True))
+            pipeline.run_stages(context, parse_stages(stages))
+        self.waiting.clear()
 
 
-def test_runs_wait_for_the_teacher_that_they_share(source: Path, submitted: list[str], program: Program) -> None:
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Queue:
+    made = Queue()
+    monkeypatch.setattr(commands, "submit", made.submit)
+    return made
+
+
+def test_runs_wait_for_the_teacher_that_they_share(source: Path, queue: Queue, program: Program) -> None:
     call = ("compare", source, "--methods", "delt,cda", "--cluster", "some", "--run", "runs", "-q")
     answer = program(*call)
     assert answer.code == 0, answer.err
-    assert submitted == ["real"]
+    assert queue.names == ["real"]
     assert "not finished: real, delt, cda; the same command again goes on" in answer.out
+    queue.work()
     assert program(*call).code == 0
-    assert submitted == ["real", "delt", "cda"]
+    assert queue.names == ["real", "delt", "cda"]
+    queue.work()
     last = program(*call)
-    assert submitted == ["real", "delt", "cda"]
+    assert queue.names == ["real", "delt", "cda"]
     assert "not finished" not in last.out
     assert last.out.splitlines()[-1] == "page: runs/compare/compare.html"
     assert "delt against random" in Path("runs/compare/compare.md").read_text(encoding="utf-8")
 
 
-def test_on_this_machine_one_call_does_all(source: Path, submitted: list[str], program: Program) -> None:
+def test_on_this_machine_one_call_does_all(source: Path, queue: Queue, program: Program) -> None:
     answer = program("compare", source, "--methods", "delt", "--cluster", "local", "--run", "runs", "-q")
-    assert (answer.code, submitted) == (0, ["real", "delt"])
+    assert (answer.code, queue.names) == (0, ["real", "delt"])
     assert "not finished" not in answer.out
 
 

@@ -44,6 +44,13 @@ def test_a_method_cannot_change_the_teacher_or_the_protocol(tmp_path: Path, monk
     assert identity(own, "rank") == identity(real, "rank")
 
 
+def test_a_method_may_score_other_candidates() -> None:
+    real, rded, delt = (entry.config for entry in entries("digits", methods=["rded", "delt"]))
+    assert (real.rank.candidates, rded.rank.candidates) == ("images", "crops")
+    assert identity(delt, "select") == identity(real, "select")
+    assert rded.recover.iterations == 0
+
+
 def test_every_point_of_a_sweep_and_real_images_where_they_differ() -> None:
     found = entries("digits", methods=["delt"], sweep=["recover.lr=0.05,0.25", "select.ipc=1,3"])
     assert [entry.name for entry in found] == [
