@@ -59,7 +59,9 @@ def prepare(entry: Entry, entries: Sequence[Entry], folder: Path, reporter: Repo
     others = [(RunFolder(folder / other.name), other.config) for other in entries if other.name != entry.name]
     share.share_data_set(RunFolder(root), entry.config, others)
     context = pipeline.open_run(entry.config, root, reporter)
-    for text in share.share_stages(context.run, entry.config, entry.stages, [run for run, _ in others]):
+    # Also with runs of other comparisons in the same folder.
+    beside = [RunFolder(path) for path in sorted(folder.iterdir()) if (path / "config.yaml").exists()]
+    for text in share.share_stages(context.run, entry.config, entry.stages, beside):
         reporter.say(text)
     if entry.external:
         external.place(context, entry.external)

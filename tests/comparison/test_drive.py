@@ -138,6 +138,13 @@ def test_another_protocol_uses_the_same_distilled_set(made: Path, source: Path, 
     assert all(row["ars"] and row["lrs"] for row in rows.values())
 
 
+def test_a_run_of_another_comparison_in_the_same_folder_is_shared(made: Path, source: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(made, tmp_path / "runs", copy_function=shutil.copy2))
+    delt_hpc.compare(source, ["delt"], root, sweep=["recover.lr=0.25"])
+    one, other = (root / name / "distilled" / "manifest.csv" for name in ("delt", "delt-recover.lr=0.25"))
+    assert one.stat().st_ino == other.stat().st_ino
+
+
 def test_a_result_of_another_configuration_is_not_overwritten(made: Path, source: Path) -> None:
     with pytest.raises(UserError, match=r"delt.json: was made with another configuration:\n    recover.lr: made with"):
         delt_hpc.compare(source, ["delt"], made, ["recover.lr=0.5"])
