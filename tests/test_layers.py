@@ -25,10 +25,11 @@ LAYERS = (
     ("training", "ranking"),
     ("recovery",),
     ("report",),
+    ("export",),
     ("bench", "stages"),
     ("pipeline",),
     ("launch",),
-    ("comparison",),
+    ("clean", "comparison"),
     ("cli", "api"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -179,7 +179,7 @@ def _entry(
     label: str, point: Sequence[str], own: Config, base: Config, *, plain: bool, external: Path | None = None
 ) -> Entry:
     """The run of a method's own configuration under the teacher and the protocol of the base."""
-    arms = [*_REAL, *(arm for arm in base.evaluate.arms if arm == "real-hard")] if label == REAL else _DISTILLED
+    arms = [*_REAL, *(arm for arm in base.evaluate.arms if arm == "full-hard")] if label == REAL else _DISTILLED
     if plain:
         arms = [arm for arm in arms if arm.endswith("-soft")]
     name = "-".join([label, *(re.sub(r"[^A-Za-z0-9._=-]+", "_", text) for text in point), *(["plain"] * plain)])

@@ -98,7 +98,7 @@ def _lrs(
 ) -> tuple[float | None, list[str]]:
     """The score, or the arms that are missing."""
     means = {"soft": _mean(soft.values()), "hard": _mean(hard.values()), "random-soft": _mean(random.values())}
-    lacks = [*(name for name, mean in means.items() if mean is None), *(["real-hard"] * (real is None))]
+    lacks = [*(name for name, mean in means.items() if mean is None), *(["full-hard"] * (real is None))]
     values = [mean for mean in (*means.values(), real) if mean is not None]
     return (None, lacks) if lacks else (label_robust_score(*values), [])
 
@@ -126,7 +126,7 @@ def _ars(
 def _real_hard(comparable: Iterable[Result], student: str) -> float | None:
     """Accuracy of training on all real images with hard labels; that of the teacher, if it is the same network."""
     comparable = list(comparable)
-    trained = _mean(_of(comparable, "real", "hard", student).values())
+    trained = _mean(_of(comparable, "full", "hard", student).values())
     if trained is not None:
         return trained
     teachers = [one.teacher for one in comparable]

@@ -26,7 +26,13 @@ def _unknown_network(name: str) -> str:
     return "" if network_name.is_network(name) else f"expected {network_name.EXPECTED}"
 
 
+def _unknown_tracker(name: str) -> str:
+    known = name in ("none", "tensorboard") or network_name.is_function_name(name)
+    return "" if known else "expected none, tensorboard, or package.module:function"
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 NetworkName = Annotated[str, _known(_unknown_network)]
+TrackerName = Annotated[str, _known(_unknown_tracker)]
 MethodName = Annotated[str, _known(methods.unknown)]
 ProtocolName = Annotated[str, _known(protocols.unknown)]

@@ -12,14 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from delt_hpc.config import network_name
-from delt_hpc.config.names import MethodName, Name, NetworkName, ProtocolName
+from delt_hpc.config.names import MethodName, Name, NetworkName, ProtocolName, TrackerName
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Images = Literal["distilled", "selected", "random", "real"]
+Images = Literal["distilled", "selected", "random", "full"]
 Arm = Literal[
-    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard", "real-hard"
+    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard",
+    "full-soft", "full-hard",
 ]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
@@ -258,8 +259,9 @@ class Evaluate(Section):
         [3407, 4663, 2897], "one training per seed, student and arm"
     )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
-        ["distilled-soft", "random-soft", "distilled-hard"],
-        "training images (distilled, selected or random real ones; `real`: all of them) with soft or hard labels",
+        ["distilled-soft", "selected-soft", "random-soft", "distilled-hard"],
+        "training images with soft or hard labels: distilled; as many selected or random real ones; or the full data"
+        " set, for as many epochs, which takes far longer",
     )
     protocol: ProtocolName = free(
         "delt", "protocol whose preset supplies the defaults of this section (config/recipes/protocols/)"
@@ -308,6 +310,9 @@ class Machine(Section):
     )
     cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
         2048, "memory for keeping decoded images between epochs, MiB"
+    )
+    tracker: TrackerName = free(
+        "none", "where losses and accuracies are also sent during the work: none, tensorboard, package.module:function"
     )
 
 

@@ -158,9 +158,8 @@ class Work:
             assert task.classes
             return sum(self._passes.get(c, 0) for c in task.classes.indices)
         if task.stage == "evaluate":
-            everything = task.trial is not None and task.trial.images == "real"
-            count = self.train_images if everything else images
-            return None if count is None else count * config.evaluate.epochs
+            shown = self.train_images if task.trial and task.trial.images == "full" else images
+            return shown * config.evaluate.epochs if shown else None
         return images
 
     def _passes_of(self, batch: Batch) -> int:

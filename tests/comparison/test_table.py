@@ -74,7 +74,7 @@ def test_the_order_of_rows() -> None:
 def test_the_teacher_stands_for_real_images_where_it_is_the_student_s_network() -> None:
     delt = by_name(rows([result("real", REAL), result("delt", DELT)]))["delt"]
     assert delt.lrs == pytest.approx(label_robust_score(175 / 3, 51.0, 85.0, 95.0))
-    trained = {**REAL, "real-hard": {1: 91.0, 2: 93.0}}
+    trained = {**REAL, "full-hard": {1: 91.0, 2: 93.0}}
     delt = by_name(rows([result("real", trained), result("delt", DELT)]))["delt"]
     assert delt.lrs == pytest.approx(label_robust_score(175 / 3, 51.0, 85.0, 92.0))
 
@@ -84,7 +84,7 @@ def test_arms_that_a_score_lacks_are_named() -> None:
     soft = {"distilled-soft": DELT["distilled-soft"]}
     row = by_name(rows([result("real", REAL, **other), result("delt", soft, **other)]))["delt"]
     assert (row.lrs, row.ars) == (None, None)
-    assert row.missing == ("hard", "real-hard", "soft without augmentation")
+    assert row.missing == ("hard", "full-hard", "soft without augmentation")
     alone = rows([result("delt", soft)])[0]
     assert alone.missing == ("hard", "random-soft", "soft without augmentation")
     assert alone.over_random is None
