@@ -1,33 +1,38 @@
-"""Types of the names in a configuration: each is checked where it is read."""
+"""Types of options that name something: checked when the configuration is loaded."""
 
+from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
-from delt_hpc.config import methods, network_name
+from delt_hpc.config import methods, network_name, protocols
 
 
-def _known_method(name: str) -> str:
-    problem = methods.unknown(name)
-    if problem:
-        # The message is a template of pydantic, where braces have a meaning.
-        raise PydanticCustomError("unknown_method", "{problem}", {"problem": problem})
-    return name
+def _known(unknown: Callable[[str], str]) -> AfterValidator:
+    """Refuses names for which `unknown` gives a problem."""
+
+    def check(name: str) -> str:
+        problem = unknown(name)
+        if problem:
+            # The message is a template of pydantic, where braces have a meaning.
+            raise PydanticCustomError("unknown_name", "{problem}", {"problem": problem})
+        return name
+
+    return AfterValidator(check)
 
 
-def _network_name(name: str) -> str:
-    if not network_name.is_network(name):
-        raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
-    return name
+def _unknown_network(name: str) -> str:
+    return "" if network_name.is_network(name) else f"expected {network_name.EXPECTED}"
 
 
-def _tracker_name(name: str) -> str:
-    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
-        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
-    return name
+def _unknown_tracker(name: str) -> str:
+    known = name in ("none", "tensorboard") or network_name.is_function_name(name)
+    return "" if known else "expected none, tensorboard, or package.module:function"
 
 
-TrackerName = Annotated[str, AfterValidator(_tracker_name)]
-NetworkName = Annotated[str, AfterValidator(_network_name)]
-MethodName = Annotated[str, AfterValidator(_known_method)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NetworkName = Annotated[str, _known(_unknown_network)]
+TrackerName = Annotated[str, _known(_unknown_tracker)]
+MethodName = Annotated[str, _known(methods.unknown)]
+ProtocolName = Annotated[str, _known(protocols.unknown)]
