@@ -129,7 +129,9 @@ class Squeeze(Section):
 
 class Rank(Section):
     batch_size: Positive = value(256, "images per forward pass")
-    precision: ScorePrecision = value("auto", "autocast type; auto: float16 on a GPU, float32 on a CPU")
+    precision: ScorePrecision = value(
+        "auto", "autocast type; auto: float16 on a GPU, on a CPU bfloat16 where it has it, else float32"
+    )
     csv: Path | None = value(None, "existing ranking to use instead: a CSV with the columns score, img_path, class")
 
 
@@ -238,7 +240,10 @@ class Machine(Section):
     """Where and how the run works. docs/determinism.md says how little results depend on it."""
 
     device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU if there is one, else the CPU")
-    loader: Loader = free("auto", "image decoder; auto: DALI, but torchvision (PIL) for training images on a CPU")
+    loader: Loader = free(
+        "auto",
+        "image decoder; auto: DALI, but on a CPU torchvision (PIL) for training images and files other than JPEGs",
+    )
     workers: Annotated[int, Field(ge=0, le=1024)] | None = free(
         None, "processes that read images; default: the number of available CPUs, at most 8"
     )

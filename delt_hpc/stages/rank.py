@@ -13,6 +13,7 @@ from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.loader import evaluation_batches
 from delt_hpc.errors import some
 from delt_hpc.models import teacher
+from delt_hpc.models.folding import fold_batch_norms
 from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
 from delt_hpc.run import checksums, stop
@@ -95,7 +96,8 @@ def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
         context.dataset.spec,
         context.loader_config,
     )
-    network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
+    network = fold_batch_norms(teacher.load(context.run, context.dataset, context.device))
+    network = network.to(memory_format=torch.channels_last)
     positions = np.concatenate([index.positions(c, c) for c in missing])
     results = np.full(len(index), np.nan)
     bad, finished = BadFiles(loader_config.on_bad), 0
