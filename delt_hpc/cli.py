@@ -158,7 +158,8 @@ def check(config: Source, overrides: Set = None, as_json: Json = False, quiet: Q
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None, as_json: Json = False
 ) -> None:
-    """List the recipes, or print one to save and edit."""
+    """List the recipes and methods, or print a recipe to save and edit."""
+    from delt_hpc.config import methods  # noqa: PLC0415
     from delt_hpc.config import recipes as shipped  # noqa: PLC0415
 
     if name:
@@ -171,6 +172,9 @@ def recipes(
     width = max(len(recipe.name) for recipe in listed)
     for recipe in listed:
         typer.echo(f"{recipe.name:{width}}  ipc {recipe.ipc:3}  {recipe.title}")
+    typer.echo("\nmethods, for any of them (--set method=NAME):")
+    for method in methods.names():
+        typer.echo(f"{method:{width}}  {methods.load(method).citation}")
 
 
 @app.command()

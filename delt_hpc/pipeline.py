@@ -12,6 +12,7 @@ from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import digest
 from delt_hpc.models import registry, weights
+from delt_hpc.recovery.blocks import check_blocks
 from delt_hpc.run import checksums, stop
 from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
 from delt_hpc.run.lock import locked
@@ -43,6 +44,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     classes, size = len(dataset.classes), dataset.spec.size
     teacher = config.teacher
     registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
+    check_blocks(config, classes, size)
     for student in config.evaluate.students:
         registry.check(student, classes, size, where="evaluate.students")
     if teacher.weights:

@@ -29,6 +29,8 @@ class Row:
         hours: of one device in all; None where no speed is measured or the work is not known.
         wall_hours: with the slots asked for.
         efficiency: of recover: share of the turns in which a task's pipeline of batches is full.
+        pixels: of recover with blocks of smaller images: the average share of the pixels of a full image that an
+            iteration works on; None without such blocks, or where the image size is not known.
     """
 
     stage: Stage
@@ -43,6 +45,7 @@ class Row:
     wall_hours: float | None
     rate: Rate | None
     efficiency: float | None = None
+    pixels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def rows(
         tasks = [task for job in arrays for task in job.tasks]
         wanted, rate = profile.resources(stage), rates.get(stage)
         passes = [works.of(task) for task in tasks]
-        each = [p / rate.passes_per_s / 3600 for p in passes if p is not None] if rate else []
+        each = [p / rate.passes_per_s / 3600 for p in passes if p is not None] if rate else [0.0] * passes.count(0)
         known = len(each) == len(tasks)
         running = min(wanted.parallel, slots or wanted.parallel, len(tasks))
         found.append(
@@ -93,6 +96,7 @@ def rows(
                 makespan(each, running) if known else None,
                 rate,
                 planning.efficiency(config, profile, tasks[0]) if stage == "recover" else None,
+                _pixels(config) if stage == "recover" else None,
             )
         )
     return found
@@ -110,13 +114,24 @@ def makespan(durations: Sequence[float], slots: int) -> float:
 def disk(config: Config, classes: int, planned: Sequence[Row], slots: int | None = None) -> Disk | None:
     """Of the whole run; None where the image size is not known. Every running task of recover has one checkpoint."""
     running = sum(min(row.tasks, row.parallel, slots or row.tasks) for row in planned if row.stage == "recover")
-    size = config.data.size or (SPECS[config.data.name].size if config.data.name in SPECS else None)
+    size = _size(config)
     if size is None:
         return None
     pixels = PLANES * size * size
     largest = max(len(batch.entries) for batch in plan(classes, config.select.ipc, config.recover))
     # Recovered images lie in recover/ and, aggregated, in distilled/.
     return Disk(2 * classes * config.select.ipc * pixels, running * largest * pixels * 4 * CHECKPOINT_TENSORS)
+
+
+def _size(config: Config) -> int | None:
+    """Height and width of the images, pixels; None where it is not known before the data set is read."""
+    return config.data.size or (SPECS[config.data.name].size if config.data.name in SPECS else None)
+
+
+def _pixels(config: Config) -> float | None:
+    size = _size(config)
+    share = config.recover.pixel_share(size) if size else 1.0
+    return share if share < 1 else None
 
 
 class Work:
@@ -135,6 +150,9 @@ class Work:
             return self.train_images * config.squeeze.epochs if trained and self.train_images else None
         if task.stage == "rank":
             classes = task.classes or ClassRange(0, self.classes - 1)
+            if config.rank.candidates == "crops":
+                each = min(config.rank.pool, (self.train_images or config.rank.pool * self.classes) // self.classes)
+                return each * config.rank.crops * len(classes)
             return self.train_images * len(classes) // self.classes if self.train_images else None
         if task.stage == "recover":
             assert task.classes

@@ -109,6 +109,25 @@ def check(name: str, classes: int, size: int, *, where: str, needs_batch_norm: b
         raise UserError(f"`{name}` does not accept images of {size} x {size}: {error}", where=where) from None
 
 
+def check_other_size(name: str, classes: int, size: int, other: int, *, where: str) -> None:
+    """Check that a network for images of `size` pixels also accepts images of `other` pixels, by shapes alone.
+
+    Raises:
+        UserError: it does not, as networks without pooling over the whole image.
+    """
+    network = _without_weights(name, classes, size).eval()
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            network(torch.zeros(2, 3, other, other, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"`{name}` for images of {size} x {size} does not accept images of {other} x {other}: {error}",
+            where=where,
+            expected="sizes that the teacher accepts, or a teacher that pools over the whole image, e.g. a ResNet",
+        ) from None
+
+
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether the network has BatchNorm2d layers with running statistics."""
     return any(isinstance(layer, nn.BatchNorm2d) and layer.track_running_stats for layer in network.modules())

@@ -128,6 +128,8 @@ def _random_arm(results: Sequence[ArmResult], distilled: ArmResult | None) -> Sp
 
 
 def _missing_batches(config: Config, dataset: Dataset, finished: int) -> Missing | None:
+    if not config.recover.iterations:
+        return Missing("Nothing was optimised (0 iterations): the distilled images are the initial images.")
     planned = len(plan(len(dataset.classes), config.select.ipc, config.recover))
     if finished >= planned:
         return None

@@ -19,12 +19,18 @@ from delt_hpc.run.folder import RunFolder
 
 
 def measure(
-    run: RunFolder, dataset: Dataset, pairs: Sequence[Pair], batch_size: int, device: torch.device
+    run: RunFolder,
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    device: torch.device,
+    initial_spec: DatasetSpec | None = None,
 ) -> Diversity:
     """Diversity of all distilled images, and of their initial images if all of them have one.
 
     Args:
         pairs: at least one.
+        initial_spec: how initial images become network input; the data set's unless given.
 
     Raises:
         UserError: there is no teacher, it has no linear layer, or an image is unreadable.
@@ -37,7 +43,7 @@ def measure(
     initial = [pair.initial for pair in pairs if pair.initial]
     similarity = None
     if len(initial) == len(pairs):
-        features = _features(network, run.selected, initial, dataset.spec, batch_size, device)
+        features = _features(network, run.selected, initial, initial_spec or dataset.spec, batch_size, device)
         similarity = mean_cosine_to_centroid(features, labels)
     return Diversity(similarity, mean_cosine_to_centroid(distilled, labels), len(pairs), len(set(labels)))
 

@@ -86,11 +86,16 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def draw_strip(run: RunFolder, sample: SampleClass, spec: DatasetSpec) -> Image.Image:
+def draw_strip(
+    run: RunFolder, sample: SampleClass, spec: DatasetSpec, initial_spec: DatasetSpec | None = None
+) -> Image.Image:
     """The sample images of a class side by side, RGBA; initial images (if any) above the distilled ones.
 
     Initial images are shown as the network sees them: resized and cropped. Images smaller than CELL pixels are enlarged
     by a whole factor without interpolation; larger ones are reduced to CELL.
+
+    Args:
+        initial_spec: how initial images become network input; `spec` unless given.
 
     Raises:
         BadImageError: an image cannot be read.
@@ -99,7 +104,7 @@ def draw_strip(run: RunFolder, sample: SampleClass, spec: DatasetSpec) -> Image.
     has_initial = any(image.initial for image in sample.images)
     step = cell + GAP
     canvas = Image.new("RGBA", (len(sample.images) * step - GAP, (2 if has_initial else 1) * step - GAP))
-    transform = evaluation(spec)
+    transform = evaluation(initial_spec or spec)
     for column, image in enumerate(sample.images):
         if image.initial:
             initial = Image.fromarray(np.asarray(transform(decode(run.selected / image.initial))))

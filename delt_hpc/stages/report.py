@@ -8,7 +8,6 @@ from pathlib import Path
 from delt_hpc.config.schema import Config
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data import bad_files
-from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.transforms import BadImageError
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
@@ -51,7 +50,7 @@ def report(context: Context) -> Path:
     remove_leftovers(run.report / FIGURES)
     pairs = read_pairs(run) if is_done(run.distilled) else []
     content = collect(context.config, run, context.dataset, pairs, _diversity(context, pairs))
-    charts, strips = figures.draw(content), _strips(run, context.dataset, content)
+    charts, strips = figures.draw(content), _strips(context, content)
     _write_pictures(run, charts.values(), strips)
     write_text(run.report / MARKDOWN, page.markdown(content, charts))
     write_json(run.report / NUMBERS, content.to_json())
@@ -120,18 +119,23 @@ def _diversity(context: Context, pairs: Sequence[Pair]) -> Diversity | Missing:
     if not is_done(context.run.teacher):
         return Missing("There is no teacher to measure with yet.", "squeeze")
     try:
-        return diversity.measure(context.run, context.dataset, pairs, context.config.rank.batch_size, context.device)
+        return diversity.measure(
+            context.run, context.dataset, pairs, context.config.rank.batch_size, context.device,
+            selection.spec_of(context.config, context.dataset.spec),
+        )  # fmt: skip
     except UserError as error:
         return Missing(f"It could not be measured: {error.what}.")
 
 
-def _strips(run: RunFolder, dataset: Dataset, content: Report) -> dict[int, bytes]:
+def _strips(context: Context, content: Report) -> dict[int, bytes]:
     """The PNG of each sample class, by class index."""
+    run, dataset = context.run, context.dataset
+    initial_spec = selection.spec_of(context.config, dataset.spec)
     drawn: dict[int, bytes] = {}
     for sample in content.samples:
         file = BytesIO()
         try:
-            draw_strip(run, sample, dataset.spec).save(file, format="PNG", optimize=True)
+            draw_strip(run, sample, dataset.spec, initial_spec).save(file, format="PNG", optimize=True)
         except BadImageError as error:
             raise UserError(
                 f"unreadable image: {error}",

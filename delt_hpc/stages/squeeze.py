@@ -18,6 +18,7 @@ from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
+from delt_hpc.training.compiled import resolve_compile
 from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
 from delt_hpc.training.precision import name_of, training_dtype
 
@@ -81,6 +82,10 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(output, labels, label_smoothing=squeeze.label_smoothing)
 
+    compiled = resolve_compile(
+        squeeze.compile, network, [], len(dataset.train) * squeeze.epochs, dataset.spec.size, context.device,
+        lambda line: context.reporter.say(f"squeeze: {line}"),
+    )  # fmt: skip
     smallest, largest = squeeze.crop_scale
     job = Training(
         model=network,
@@ -103,6 +108,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         validate_every=squeeze.validate_every,
         checkpoint=folder.usable_checkpoint(),
         lr_option="squeeze.lr",
+        compile=compiled,
     )
     with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,7 @@ from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
 from delt_hpc.run.folder import write_csv
 from delt_hpc.run.progress import Bar
 from delt_hpc.training.average import MovingAverage
+from delt_hpc.training.compiled import compile_network
 from delt_hpc.training.precision import autocast, training_dtype
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints, at least
@@ -106,6 +108,7 @@ class Training:
         lr_option: key of the learning rate in the configuration, for errors.
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
+        compile: whether the model's steps are compiled; validations are not.
     """
 
     model: nn.Module
@@ -122,6 +125,7 @@ class Training:
     lr_per_step: bool = False
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
+    compile: bool = False
 
     def run(self, bar: Bar) -> Outcome:
         """Train to the last epoch; the bar counts steps.
@@ -171,7 +175,7 @@ class Training:
             group["lr"] = self.lr(epoch + step / self.train.steps() if self.lr_per_step else epoch)
         # Dropout draws from torch's own generators.
         with seeded(*self.train.key, "network", epoch, step), autocast(device, training_dtype(self.precision, device)):
-            loss = self.loss(self.model(images), images, targets)
+            loss = self.loss(self._forward(images), images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -180,6 +184,10 @@ class Training:
         progress.loss += loss.detach()
         progress.batches += 1
         progress.next_step = step + 1
+
+    @cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        return compile_network(self.model) if self.compile else self.model
 
     def _end_epoch(self, progress: Progress, average: MovingAverage | None) -> None:
         """Validate where that is due, and add the epoch's row to the history."""

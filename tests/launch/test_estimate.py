@@ -1,12 +1,15 @@
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
-from delt_hpc.launch import estimate, figures, plan, profile
+from delt_hpc.launch import estimate, figures, plan, profile, show
 from delt_hpc.launch.figures import Rate
 from delt_hpc.recovery.schedule import image_iterations
 from delt_hpc.run.folder import RunFolder, write_text
@@ -22,6 +25,36 @@ def rates(speeds: dict[Stage, float]) -> dict[Stage, Rate]:
 def rows(speeds: dict[Stage, Rate], **more: int) -> dict[str, estimate.Row]:
     jobs = plan.jobs(CONFIG, SITE, 1000)
     return {row.stage: row for row in estimate.rows(CONFIG, SITE, jobs, 1000, speeds, **more)}
+
+
+def test_ranking_costs_all_images_or_the_crops_of_the_pool() -> None:
+    rank = plan.Task("rank", ClassRange(0, 99))
+    assert estimate.Work(CONFIG, 1000, 1_281_167).of(rank) == 128_116
+    crops = load_config("imagenet-1k-resnet18-ipc10", ["method=rded"])
+    assert estimate.Work(crops, 1000, 1_281_167).of(rank) == 100 * 300 * 5
+    assert estimate.Work(crops, 1000, 100_000).of(rank) == 100 * 100 * 5
+    assert estimate.Work(crops, 1000, None).of(rank) == 100 * 300 * 5
+
+
+def test_a_run_without_recovery_takes_no_time_for_it() -> None:
+    config = load_config("imagenet-1k-resnet18-ipc10", ["method=random"])
+    found = estimate.rows(config, SITE, plan.jobs(config, SITE, 1000), 1000, {})
+    assert {row.stage: row.hours for row in found}["recover"] == 0
+    show.plan(Console(file=StringIO()), found, None, None)
+
+
+def test_a_plan_says_what_smaller_blocks_save() -> None:
+    fadrm = load_config("imagenet-1k-resnet18-ipc10", ["method=fadrm"])
+    found = estimate.rows(fadrm, SITE, plan.jobs(fadrm, SITE, 1000), 1000, {})
+    shares = {row.stage: row.pixels for row in found}
+    assert shares.pop("recover") == pytest.approx((200**2 + 224**2) / (2 * 224**2))
+    assert set(shares.values()) == {None}
+    console = Console(width=200, record=True, file=StringIO())
+    show.plan(console, found, None, None)
+    assert "recover: blocks of smaller images, on average 89.9% of the pixels of a full image" in console.export_text()
+    assert rows({})["recover"].pixels is None
+    small = load_config("cifar10-resnet18-ipc10", ["method=fadrm"])
+    assert {row.pixels for row in estimate.rows(small, SITE, plan.jobs(small, SITE, 10), 10, {})} == {None}
 
 
 def test_recovery_costs_all_images_that_have_entered_in_every_round() -> None:

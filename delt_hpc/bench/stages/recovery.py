@@ -105,7 +105,7 @@ class PackedRecovery(_Recovery):
             for scheduled in scheduler.enter():
                 state = states[scheduled.batch.id] = self._start(scheduled.batch)
                 engine.enter(scheduled, state)
-            running, left = scheduler.running(), scheduler.iterations_to_round_end()
+            running, left = scheduler.running(), scheduler.iterations_to_border()
             active = sum(s.batch.active(self._schedule.round(s.t)) for s in running)
             began = timer()
             done = engine.run(running, [states[s.batch.id] for s in running], min(steps, left), lambda images: False)
