@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,6 +21,7 @@ from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.run import stop
+from delt_hpc.run.async_files import AsyncFiles
 from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
 from delt_hpc.run.folder import write_csv
 from delt_hpc.run.progress import Bar
@@ -94,8 +96,9 @@ class Progress:
 class Training:
     """A training that resumes from its last checkpoint and then ends with the same result as an undisturbed one.
 
-    A checkpoint is written every `CHECKPOINT_SECONDS`, and when the training stops as it was asked to. It holds the
-    state between two steps. Order and random draws are functions of (key, epoch, step), so they are not part of it.
+    A checkpoint is written every `CHECKPOINT_SECONDS`, beside the work, and when the training stops as it was asked to.
+    It holds the state between two steps. Order and random draws are functions of (key, epoch, step), so they are not
+    part of it.
 
     The model and its images are kept in channels_last memory format, in which convolutions are fastest.
 
@@ -138,14 +141,15 @@ class Training:
         average = None if self.ema_decay is None else MovingAverage(self.model, self.ema_decay)
         progress = self._resume(average)
         bar.resume(progress.epoch * self.train.steps() + progress.next_step)
-        try:
-            self._train(progress, average, bar)
-        except stop.Interrupted:
-            self._save(progress, average)
-            raise
+        with AsyncFiles(pending=1) as files:
+            try:
+                self._train(progress, average, files, bar)
+            except stop.Interrupted:
+                self._save(progress, average, files)
+                raise
         return progress.outcome
 
-    def _train(self, progress: Progress, average: MovingAverage | None, bar: Bar) -> None:
+    def _train(self, progress: Progress, average: MovingAverage | None, files: AsyncFiles, bar: Bar) -> None:
         """All steps and validations that are left. Interrupted is raised only where `progress` is consistent."""
         saved = requested = time.monotonic()
         self.model.train()
@@ -159,7 +163,7 @@ class Training:
                 bar.advance(1, f"epoch {progress.epoch + 1}/{self.epochs}")
                 stop.check()
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                    self._save(progress, average)
+                    self._save(progress, average, files)
                     saved = time.monotonic()
                 requested = time.monotonic()
         self._end_epoch(progress, average)
@@ -214,7 +218,8 @@ class Training:
     def _is_finite(self) -> bool:
         return bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all())
 
-    def _save(self, progress: Progress, average: MovingAverage | None) -> None:
+    def _save(self, progress: Progress, average: MovingAverage | None, files: AsyncFiles) -> None:
+        """Copy the state to the host's memory; it is written while the training goes on."""
         outcome = progress.outcome
         state = {
             "model": self.model.state_dict(),
@@ -228,7 +233,7 @@ class Training:
             "seconds": time.monotonic() - progress.began,
             "data_wait_s": outcome.data_wait_s,
         }
-        write_checkpoint(self.checkpoint, state)
+        files.write(write_checkpoint, self.checkpoint, _host_copy(state))
 
     def _resume(self, average: MovingAverage | None) -> Progress:
         device = self.train.loader_config.device
@@ -247,6 +252,15 @@ class Training:
 
     def _bad_files(self) -> dict[str, BadFiles]:
         return {"train": self.train.bad, "val": self.val.bad}
+
+
+def _host_copy(state: Any) -> Any:
+    """A copy of nested dicts and lists whose tensors lie in the host's memory and no longer change."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _host_copy(value) for key, value in state.items()}
+    return [_host_copy(value) for value in state] if isinstance(state, list) else state
 
 
 def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Precision) -> list[float]:

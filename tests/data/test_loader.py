@@ -234,6 +234,7 @@ def test_backends_deliver_the_same_images(index: Index, undisturbed: list[Batche
     for batches, reference in zip(read(training_set(index, backend=backend), 0, 4), undisturbed, strict=True):
         for (pixels, labels), (others, other_labels) in zip(batches, reference, strict=True):
             assert torch.equal(labels, other_labels)
+            assert pixels.is_contiguous(memory_format=torch.channels_last)
             assert (pixels - others).abs().max() <= step
 
 
