@@ -13,7 +13,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import digest
 from delt_hpc.models import registry, weights
 from delt_hpc.recovery.blocks import check_blocks
-from delt_hpc.run import checksums, stop
+from delt_hpc.run import checksums, stop, tracker
 from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
 from delt_hpc.run.lock import locked
 from delt_hpc.run.progress import Reporter
@@ -37,6 +37,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     """
     device = choose_device(config.machine)
     loader.check(config.machine.loader, device)
+    tracker.check(config.machine.tracker)
     run = RunFolder(root)
     if root.exists() and not root.is_dir():
         raise UserError("is not a folder", where=str(root), remedy="give another run folder (--run)")

@@ -17,8 +17,11 @@ from delt_hpc.config import methods, network_name
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Images = Literal["distilled", "selected", "random"]
-Arm = Literal["distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard"]
+Images = Literal["distilled", "selected", "random", "full"]
+Arm = Literal[
+    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard",
+    "full-soft", "full-hard",
+]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -54,6 +57,13 @@ def _network_name(name: str) -> str:
     return name
 
 
+def _tracker_name(name: str) -> str:
+    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
+        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
+    return name
+
+
+TrackerName = Annotated[str, AfterValidator(_tracker_name)]
 NetworkName = Annotated[str, AfterValidator(_network_name)]
 MethodName = Annotated[str, AfterValidator(_known_method)]
 
@@ -138,17 +148,13 @@ class Squeeze(Section):
     label_smoothing: Probability = value(0.0, "label smoothing of the cross-entropy")
     crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
-    compile: bool | Literal["auto"] = free(
-        "auto", "use torch.compile; auto: on a GPU if the work is worth the time to compile"
-    )
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU if the work is worth it")
     validate_every: Positive = free(1, "epochs between two validations; the last epoch is always validated")
 
 
 class Rank(Section):
     batch_size: Positive = value(256, "images per forward pass")
-    precision: ScorePrecision = value(
-        "auto", "autocast type; auto: float16 on a GPU, on a CPU bfloat16 where it has it, else float32"
-    )
+    precision: ScorePrecision = value("auto", "autocast type; auto: float16 on a GPU, on a CPU bfloat16 or float32")
     csv: Path | None = value(None, "existing ranking to use instead: a CSV with the columns score, img_path, class")
     candidates: Literal["images", "crops"] = later(
         "images",
@@ -187,15 +193,11 @@ class Recover(Section):
     )
     loss_scale: Rate = free(1024.0, "loss scaling factor under float16, against gradient underflow")
     deterministic: bool = value(False, "bit-identical images on a GPU for any number of tasks and restarts (slower)")
-    segments: Positive | Literal["auto"] = free(
-        "auto", "batches per pass; auto: as many as fit in the GPU's memory, on a CPU one"
-    )
+    segments: Positive | Literal["auto"] = free("auto", "batches per pass; auto: as many as fit on a GPU, 1 on a CPU")
     kernels: Literal["auto", "triton", "torch"] = free(
         "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"
     )
-    compile: bool | Literal["auto"] = free(
-        "auto", "use torch.compile; auto: on a GPU, and on a CPU if the work is worth the time to compile"
-    )
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU; on a CPU if worth the time")
     graphs: bool | Literal["auto"] = free(
         "auto", "CUDA graphs; auto: on a GPU, and without them if recording fails; true: a failure is an error"
     )
@@ -280,8 +282,9 @@ class Evaluate(Section):
         [3407, 4663, 2897], "one training per seed, student and arm"
     )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
-        ["distilled-soft", "random-soft", "distilled-hard"],
-        "training images (distilled, selected or random real ones) with soft or hard labels",
+        ["distilled-soft", "selected-soft", "random-soft", "distilled-hard"],
+        "training images with soft or hard labels: distilled; as many selected or random real ones; or the full data"
+        " set, for as many epochs, which takes far longer",
     )
     epochs: Positive = value(300, "passes over the student's training images")
     batch_size: Positive = value(50, "images per step")
@@ -298,9 +301,7 @@ class Evaluate(Section):
     crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
     ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
-    compile: bool | Literal["auto"] = free(
-        "auto", "use torch.compile; auto: on a GPU if the work is worth the time to compile"
-    )
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU if the work is worth it")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
 
 
@@ -308,15 +309,15 @@ class Machine(Section):
     """Where and how the run works. docs/determinism.md says how little results depend on it."""
 
     device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU if there is one, else the CPU")
-    loader: Loader = free(
-        "auto",
-        "image decoder; auto: DALI, but on a CPU torchvision (PIL) for training images and files other than JPEGs",
-    )
+    loader: Loader = free("auto", "image decoder; auto: DALI, on a CPU PIL for training images and non-JPEG files")
     workers: Annotated[int, Field(ge=0, le=1024)] | None = free(
         None, "processes that read images; default: the number of available CPUs, at most 8"
     )
     cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
         2048, "memory for keeping decoded images between epochs, MiB"
+    )
+    tracker: TrackerName = free(
+        "none", "where losses and accuracies are also sent during the work: none, tensorboard, package.module:function"
     )
 
 

@@ -158,7 +158,8 @@ class Work:
             assert task.classes
             return sum(self._passes.get(c, 0) for c in task.classes.indices)
         if task.stage == "evaluate":
-            return images * config.evaluate.epochs
+            shown = self.train_images if task.trial and task.trial.images == "full" else images
+            return shown * config.evaluate.epochs if shown else None
         return images
 
     def _passes_of(self, batch: Batch) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         lambda line: context.reporter.say(f"squeeze: {line}"),
     )  # fmt: skip
     smallest, largest = squeeze.crop_scale
+    tracker = context.trackers.start("squeeze", "teacher")
     job = Training(
         model=network,
         optimizer=optimizer(network, squeeze),
@@ -109,8 +111,9 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         checkpoint=folder.usable_checkpoint(),
         lr_option="squeeze.lr",
         compile=compiled,
+        tracker=tracker,
     )
-    with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
+    with closing(tracker), context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)
     folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
     return outcome

@@ -25,6 +25,7 @@ from delt_hpc.run.async_files import AsyncFiles
 from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
 from delt_hpc.run.folder import write_csv
 from delt_hpc.run.progress import Bar
+from delt_hpc.run.tracker import UnitTracker
 from delt_hpc.training.average import MovingAverage
 from delt_hpc.training.compiled import compile_network
 from delt_hpc.training.precision import autocast, training_dtype
@@ -112,6 +113,7 @@ class Training:
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
         compile: whether the model's steps are compiled; validations are not.
+        tracker: is given the figures of every epoch.
     """
 
     model: nn.Module
@@ -129,6 +131,7 @@ class Training:
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
     compile: bool = False
+    tracker: UnitTracker | None = None
 
     def run(self, bar: Bar) -> Outcome:
         """Train to the last epoch; the bar counts steps.
@@ -211,6 +214,9 @@ class Training:
             row.ema_accuracy = ema[0] if ema else None
         outcome = progress.outcome
         outcome.history.append(row)
+        if self.tracker:
+            figures = {name: value for name, value in asdict(row).items() if name != "epoch" and value is not None}
+            self.tracker.log(figures, row.epoch)
         outcome.seconds = time.monotonic() - progress.began
         progress.loss.zero_()
         progress.next_step = progress.batches = 0

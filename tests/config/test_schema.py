@@ -114,7 +114,7 @@ def test_an_identity_is_plain_json() -> None:
 
 def test_all_stages_run_unless_nothing_uses_a_ranking() -> None:
     assert TRAINED.stages == STAGES
-    noise = Config(recover=Recover(init="noise"))
+    noise = Config(recover=Recover(init="noise"), evaluate=Evaluate(arms=["distilled-soft", "full-soft"]))
     assert noise.stages == ("squeeze", "recover", "aggregate", "evaluate", "report")
     compared = Config(recover=Recover(init="noise"), evaluate=Evaluate(arms=["distilled-soft", "selected-soft"]))
     assert compared.stages == STAGES

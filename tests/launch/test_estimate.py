@@ -78,7 +78,14 @@ def test_what_is_not_measured_or_not_known_is_not_estimated() -> None:
 
 def test_evaluation_is_every_trials_passes() -> None:
     found = rows(rates({"evaluate": 100.0}))["evaluate"]
-    assert found.hours == pytest.approx(9 * 300 * 10_000 / 100 / 3600)
+    assert found.hours == pytest.approx(12 * 300 * 10_000 / 100 / 3600)
+
+
+def test_evaluation_on_the_full_data_set_costs_all_its_images() -> None:
+    config = load_config("imagenet-1k-resnet18-ipc10", ["evaluate.arms=[full-hard]", "evaluate.epochs=2"])
+    (task,) = {job.tasks[0] for job in plan.jobs(config, SITE, 1000) if job.stage == "evaluate"}
+    assert estimate.Work(config, 1000, 1_281_167).of(task) == 2 * 1_281_167
+    assert estimate.Work(config, 1000, None).of(task) is None
 
 
 @pytest.mark.parametrize(("slots", "ends"), [(1, 10.0), (2, 7.0), (3, 5.0), (9, 4.0)])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers.toy import FOLDERS, Start, copy_run, images_of
 from PIL import Image
+from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from delt_hpc.config.class_range import ClassRange
@@ -16,9 +18,10 @@ from delt_hpc.context import Context
 from delt_hpc.data.dataset import RESERVED
 from delt_hpc.distilled import manifest
 from delt_hpc.models import teacher
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 from delt_hpc.pipeline import run_stages
 from delt_hpc.ranking.table import read_ranking
+from delt_hpc.stages import rank
 from delt_hpc.training.trial import Trial
 
 
@@ -41,8 +44,9 @@ def test_the_manifest_says_where_each_image_comes_from(finished: Context) -> Non
     assert all((finished.dataset.train.root / source).exists() for source in table["source"])
 
 
-def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context) -> None:
-    table = read_ranking(finished.run.ranking)
+def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "squeeze")
+    table = read_ranking(start(root, ("rank",), {"rank": {"precision": "float32"}}).run.ranking)
     assert table["class"].tolist() == [name for name in FOLDERS for _ in range(12)]
     assert all(group["score"].is_monotonic_decreasing for _, group in table.groupby("class_index"))
     network = teacher.load(finished.run, finished.dataset, torch.device("cpu"))
@@ -65,12 +69,31 @@ def test_selected_images_are_copies_around_the_median(finished: Context) -> None
 
 def test_every_student_seed_and_arm_has_its_result(finished: Context) -> None:
     results = [json.loads(path.read_text()) for path in sorted(finished.run.evaluate.glob("*/result.json"))]
-    arms = ("distilled-hard", "distilled-soft", "random-soft")
+    arms = ("distilled-hard", "distilled-soft", "random-soft", "selected-soft")
     assert {(r["student"], r["seed"], r["arm"]) for r in results} == {("convnet3", s, a) for s in (1, 2) for a in arms}
     for result in results:
         assert 0 <= result["final"] <= result["best"] <= 100
         assert 0 <= result["ema"] <= 100
         assert result["train_images"] == 12
+
+
+def test_confusion_counts_agree_with_the_accuracy(finished: Context) -> None:
+    classes, val = len(finished.dataset.classes), finished.dataset.val
+    for folder in finished.run.evaluate.iterdir():
+        table = pd.read_csv(folder / "confusion.csv")
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        counts[table["class_index"], table["predicted"]] = table["images"]
+        assert counts.sum(1).tolist() == val.counts(classes).tolist()
+        final = json.loads((folder / "result.json").read_text())["final"]
+        assert 100 * counts.trace() / counts.sum() == pytest.approx(final)
+
+
+def test_a_student_can_be_trained_on_the_full_data_set(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "aggregate")
+    full = start(root, ("evaluate",), {"evaluate": {"arms": ["full-hard"], "seeds": [1]}})
+    result = json.loads((full.run.evaluate / "convnet3-1-full-hard" / "result.json").read_text())
+    assert result["train_images"] == len(full.dataset.train) > 12
+    assert (result["images"], result["labels"], result["epochs"]) == ("full", "hard", 2)
 
 
 def test_a_trial_alone_has_the_same_result_as_among_all(finished: Context, start: Start, tmp_path: Path) -> None:
@@ -115,6 +138,24 @@ def test_tasks_of_class_ranges_give_the_same_bytes(finished: Context, start: Sta
     assert run.ranking.read_bytes() == finished.run.ranking.read_bytes()
     assert images_of(run.distilled) == images_of(finished.run.distilled)
     assert (run.distilled / "manifest.csv").read_bytes() == (finished.run.distilled / "manifest.csv").read_bytes()
+
+
+@pytest.mark.parametrize("loader", ["auto", "torchvision"])
+def test_ranking_puts_no_two_classes_into_a_batch(
+    finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    """The last bits of scores depend on the batch; so they do not depend on the classes of the task."""
+    batches: list[list[int]] = []
+    scores = rank.scores
+
+    def recording(network: nn.Module, images: Tensor, labels: np.ndarray, precision: Any) -> np.ndarray:
+        batches.append(labels.tolist())
+        return scores(network, images, labels, precision)
+
+    monkeypatch.setattr(rank, "scores", recording)
+    changes = {"rank": {"batch_size": 5}, "machine": {"loader": loader}}
+    start(copy_run(finished, tmp_path / "run", "squeeze"), ("rank",), changes)
+    assert batches == [[label] * count for label in range(4) for count in (5, 5, 2)]
 
 
 def test_the_number_of_workers_changes_nothing(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import timer  # waits for the device, then reads the clock
 
-from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked
-from delt_hpc.bench.synthesis.cases import random_images, teacher
+from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked, random_images, teacher
 from delt_hpc.config.schema import Evaluate, Squeeze
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.epochs import TrainingBatch
@@ -24,6 +23,7 @@ from delt_hpc.models.registry import build
 from delt_hpc.run.progress import Reporter
 from delt_hpc.stages import evaluate, squeeze
 from delt_hpc.training.average import MovingAverage
+from delt_hpc.training.compiled import compile_network
 from delt_hpc.training.loop import Training
 from delt_hpc.training.precision import training_dtype
 
@@ -43,6 +43,8 @@ class TrainingStep:
         self._plain, self._device = settings == "plain", case.device
         self.batch_size = case.batch_size or config.batch_size
         self._network = _initialised(case)
+        # As `compile: auto` decides for a long training.
+        self._compile = not self._plain and case.device.type == "cuda"
         self._batch = RandomBatch(case, self.batch_size)
         self.dtype = torch.float32 if self._plain else training_dtype(config.precision, case.device)
         if self._plain:
@@ -54,7 +56,7 @@ class TrainingStep:
             network = teacher(case.teacher, case.spec).to(case.device)
             layout = torch.contiguous_format if self._plain else torch.channels_last
             self._teacher = network.to(memory_format=layout)
-            self._loss = evaluate.soft_loss(self._teacher, config)
+            self._loss = evaluate.soft_loss(compile_network(self._teacher) if self._compile else self._teacher, config)
             self._mix = evaluate.mixing(config.mix, case.classes, "bench")
         self._optimizer = optimizer(self._network, config)
         self._average = MovingAverage(self._network, config.ema_decay) if isinstance(config, Evaluate) else None
@@ -66,7 +68,7 @@ class TrainingStep:
         return checked(_gradient(self._network), exact, ALLOWED[self.dtype])
 
     def block(self, steps: int) -> Block:
-        return Block(steps * self.batch_size, self._run(steps, WARM_UP_STEPS))
+        return Block(steps * self.batch_size, steps, self._run(steps, WARM_UP_STEPS))
 
     def _run(self, steps: int, warm_up: int) -> float:
         """Seconds of the steps after the warm-up."""
@@ -106,6 +108,7 @@ class TrainingStep:
                 checkpoint=Path(folder) / "checkpoint.pt",
                 mix=self._mix,
                 ema_decay=self._config.ema_decay if isinstance(self._config, Evaluate) else None,
+                compile=self._compile,
             ).run(bar)
 
     def _exact_gradient(self) -> Tensor:
