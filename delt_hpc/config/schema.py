@@ -8,11 +8,11 @@ between two calls on the same run folder.
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
-from delt_hpc.config import methods, network_name
+from delt_hpc.config import network_name
+from delt_hpc.config.names import MethodName, NetworkName, TrackerName
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -41,31 +41,6 @@ NotNegative = Annotated[float, Field(ge=0)]
 MOSAIC_SIZE = 64  # pixels from which on a mosaic has 2 x 2 crops by default (RDED)
 FADRM_SIZES = 200, 224  # the published sizes of images of 224 pixels, in turn
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-def _known_method(name: str) -> str:
-    problem = methods.unknown(name)
-    if problem:
-        # The message is a template of pydantic, where braces have a meaning.
-        raise PydanticCustomError("unknown_method", "{problem}", {"problem": problem})
-    return name
-
-
-def _network_name(name: str) -> str:
-    if not network_name.is_network(name):
-        raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
-    return name
-
-
-def _tracker_name(name: str) -> str:
-    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
-        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
-    return name
-
-
-TrackerName = Annotated[str, AfterValidator(_tracker_name)]
-NetworkName = Annotated[str, AfterValidator(_network_name)]
-MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 def free(default: Any, description: str) -> Any:

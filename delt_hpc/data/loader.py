@@ -112,13 +112,21 @@ def images(root: Path, paths: Sequence[str], spec: DatasetSpec, batch_size: int)
 
 
 def evaluation_batches(
-    index: Index, positions: np.ndarray, spec: DatasetSpec, batch_size: int, loader_config: LoaderConfig, bad: BadFiles
+    index: Index,
+    positions: np.ndarray,
+    spec: DatasetSpec,
+    batch_size: int,
+    loader_config: LoaderConfig,
+    bad: BadFiles,
+    *,
+    by_class: bool = False,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """The images at the positions, in order, under the evaluation transform: resize and centre crop.
 
     Args:
         positions: int64 [n], positions in the index.
         bad: collects unreadable files.
+        by_class: no batch has images of two classes, so that batches do not depend on which classes are read.
 
     Yields:
         Normalised images float32 [B, 3, S, S] on the device, and their positions int64 [B]. The last batch may be
@@ -135,6 +143,7 @@ def evaluation_batches(
         device=loader_config.device,
         threads=_threads(loader_config, training=False),
         bad=bad,
+        by_class=by_class,
     )
     return batches
 
@@ -149,6 +158,8 @@ def crop_batches(
     bad: BadFiles,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Random crops of the images at the positions, in order; each image is read and decoded once.
+
+    No batch has images of two classes, so that batches do not depend on which classes are read.
 
     Args:
         positions: int64 [n], positions in the index.

@@ -1,5 +1,6 @@
 """From image file to network input with PIL and torchvision: the reference for every other backend."""
 
+import io
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -26,14 +27,17 @@ class BadImageError(Exception):
     """A file that cannot be read as an image; the message gives its path and the reason."""
 
 
-def decode(path: Path) -> Image.Image:
+def decode(path: Path, content: bytes | None = None) -> Image.Image:
     """The image as RGB, not rotated by EXIF, as torchvision's ImageFolder reads it.
+
+    Args:
+        content: of the file, if it was read already.
 
     Raises:
         BadImageError: the file is missing, empty, truncated or not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return image.convert("RGB")
     except BAD_IMAGE as error:
         raise BadImageError(f"{path}: {str(error) or type(error).__name__}") from None

@@ -11,7 +11,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.launch import plan
 from delt_hpc.launch.plan import Task
 from delt_hpc.recovery import batches
-from delt_hpc.run.folder import DONE, RunFolder, is_done
+from delt_hpc.run.folder import DONE, RunFolder, has_marker, is_done
 
 
 class Markers:
@@ -119,11 +119,13 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
 
 
 def _is_done(folder: Path) -> bool:
-    """`is_done`, but not deceived by a network file system that remembers that the marker was not there.
+    """Whether the folder has a marker that can be read. A damaged one counts as none: the stage does the work again.
 
-    Listing the folders makes the file system ask its server again.
+    This is not deceived by a network file system that remembers that the marker was not there: listing the folders
+    makes the file system ask its server again.
     """
-    return is_done(folder) or (folder.name in _names(folder.parent) and DONE in _names(folder))
+    there = is_done(folder) or (folder.name in _names(folder.parent) and DONE in _names(folder))
+    return there and has_marker(folder)
 
 
 def _names(folder: Path) -> set[str]:

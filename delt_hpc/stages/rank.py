@@ -108,10 +108,11 @@ def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
     began = requested = time.perf_counter()
     waited = 0.0
     with context.reporter.bar("rank", len(positions)) as bar:
+        # The last bits of a score depend on the batch, so a batch holds one class, whatever classes a task has.
         batches = (
             crop_batches(index, positions, spec, max(1, config.batch_size // per_image), crops, loader_config, bad)
             if crops
-            else evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad)
+            else evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad, by_class=True)
         )
         for images, places in batches:
             waited += time.perf_counter() - requested

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers.toy import FOLDERS, Start, copy_run, images_of
 from PIL import Image
+from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from delt_hpc.config.class_range import ClassRange
@@ -19,6 +21,7 @@ from delt_hpc.models import teacher
 from delt_hpc.models.networks import ConvNet
 from delt_hpc.pipeline import run_stages
 from delt_hpc.ranking.table import read_ranking
+from delt_hpc.stages import rank
 from delt_hpc.training.trial import Trial
 
 
@@ -134,6 +137,24 @@ def test_tasks_of_class_ranges_give_the_same_bytes(finished: Context, start: Sta
     assert run.ranking.read_bytes() == finished.run.ranking.read_bytes()
     assert images_of(run.distilled) == images_of(finished.run.distilled)
     assert (run.distilled / "manifest.csv").read_bytes() == (finished.run.distilled / "manifest.csv").read_bytes()
+
+
+@pytest.mark.parametrize("loader", ["auto", "torchvision"])
+def test_ranking_puts_no_two_classes_into_a_batch(
+    finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    """The last bits of scores depend on the batch; so they do not depend on the classes of the task."""
+    batches: list[list[int]] = []
+    scores = rank.scores
+
+    def recording(network: nn.Module, images: Tensor, labels: np.ndarray, precision: Any) -> np.ndarray:
+        batches.append(labels.tolist())
+        return scores(network, images, labels, precision)
+
+    monkeypatch.setattr(rank, "scores", recording)
+    changes = {"rank": {"batch_size": 5}, "machine": {"loader": loader}}
+    start(copy_run(finished, tmp_path / "run", "squeeze"), ("rank",), changes)
+    assert batches == [[label] * count for label in range(4) for count in (5, 5, 2)]
 
 
 def test_the_number_of_workers_changes_nothing(
