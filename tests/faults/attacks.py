@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import disks
-
 from delt_hpc.pipeline import open_run
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import DONE

@@ -14,11 +14,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 import attacks
 import disks
-import torch
 from attacks import WRONG, Attack
-
 from runs import CALLS, Measured, Runs, Work
 
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "1200"))
