@@ -24,6 +24,7 @@ from delt_hpc.stages.recover import recover
 from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
+from delt_hpc.training import soft_labels
 from delt_hpc.training.trial import Trial
 
 _LOCKS = 2**30  # of a stage: more than there are classes
@@ -46,6 +47,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     teacher = config.teacher
     registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
     check_blocks(config, classes, size)
+    soft_labels.encoding(config.evaluate, classes)
     for student in config.evaluate.students:
         registry.check(student, classes, size, where="evaluate.students")
     if teacher.weights:

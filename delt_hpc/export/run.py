@@ -80,7 +80,7 @@ def open_finished(folder: Path) -> FinishedRun:
 def _refuse_protocol(given: Evaluate) -> None:
     """The training script of an export follows DELT's protocol, without the options that only other papers need."""
     usual = Evaluate()
-    names = ("soft_loss", "teacher_statistics", "shuffle_patches", "mirror")
+    names = ("soft_loss", "teacher_statistics", "labels", "epochs_kept", "shuffle_patches", "mirror")
     found = [
         f"evaluate.{name}: {getattr(given, name)}" for name in names if getattr(given, name) != getattr(usual, name)
     ]
