@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -181,12 +182,21 @@ def test_an_unfinished_run_is_refused(finished: Context, tmp_path: Path) -> None
         export(tmp_path / "nothing", tmp_path / "out", "imagefolder", QUIET)
 
 
-def test_a_protocol_that_the_training_script_does_not_know_is_refused(finished: Context, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shuffle_patches": 2, "mirror": False}, r"evaluate\.shuffle_patches: 2, ev"),
+        ({"labels": "stored", "epochs_kept": 1}, r"evaluate\.labels: stored, evaluate\.epochs_kept: 1"),
+    ],
+)
+def test_a_protocol_that_the_training_script_does_not_know_is_refused(
+    options: dict[str, Any], message: str, finished: Context, tmp_path: Path
+) -> None:
     root = copy_run(finished, tmp_path / "run")
     config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-    config["evaluate"] |= {"shuffle_patches": 2, "mirror": False}
+    config["evaluate"] |= options
     (root / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
-    with pytest.raises(UserError, match=r"cannot follow this protocol: evaluate\.shuffle_patches: 2, ev"):
+    with pytest.raises(UserError, match=f"cannot follow this protocol: {message}"):
         open_finished(root)
 
 

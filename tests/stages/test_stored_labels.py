@@ -2,12 +2,15 @@
 
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.locks import holder
+from helpers.program import Program
 from helpers.toy import Start, copy_run
 
 from delt_hpc.context import Context
@@ -112,6 +115,31 @@ def test_students_share_a_file_whose_size_is_told_first(
     assert sum(labelled) == 6 * IMAGES
     assert history(run, "resnet18-small-stem") != history(run)
     assert [path.name for path in run.labels.iterdir()] == ["distilled-1"]
+
+
+def test_a_second_process_waits_for_the_file(
+    root: Path, start: Start, capsys: pytest.CaptureFixture[str], labelled: list[int]
+) -> None:
+    with holder(root / "locks" / "labels-distilled-1", 0, 1) as process:
+        threading.Timer(0.5, process.kill).start()
+        start(root, ("evaluate",), changes(), quiet=False)
+    assert "waiting for another process that writes the soft labels of distilled-1" in capsys.readouterr().err
+    assert sum(labelled) == 6 * IMAGES
+
+
+def test_clean_removes_the_files_of_finished_trainings_alone(root: Path, start: Start, program: Program) -> None:
+    start(root, (), changes(seeds=[1, 2]))
+    run = start(root, ("evaluate",), changes(seeds=[1])).run
+    start(root, (), changes(seeds=[1, 2]))
+    assert program("clean", root, "--yes").code == 0
+    assert file_of(run).exists()
+    start(root, (), changes(seeds=[1]))
+    assert "stored soft labels of finished trainings" in program("clean", root, "--yes").out
+    assert not run.labels.exists()
+    before = history(run)
+    start(root, ("evaluate",), changes(seeds=[1]))
+    assert history(run) == before
+    assert not run.labels.exists()
 
 
 def test_hard_labels_need_no_file(root: Path, start: Start, labelled: list[int]) -> None:
