@@ -77,7 +77,9 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     # A task a node. Up to ten minutes submitit takes every warning for the time limit's.
     run = selected.with_profile("short.yaml", cpus=2, minutes=9)
     assert "toy-recover-00000-00003, 3 tasks" in run.submit("--stages", "recover", "--classes", "3,0,2-2")
-    deaf = selected.with_profile("deaf.yaml", cpus=2, sbatch=["--signal=CONT@1"])
+    # No warning: Slurm sends SIGCONT with any, which would let the held process finish before its limit. At the limit
+    # SIGTERM comes before SIGCONT, so the process stops when it wakes.
+    deaf = selected.with_profile("deaf.yaml", cpus=2, sbatch=["--signal=USR2@0"])
     assert "toy-recover-00001-00001, 1 task" in deaf.submit("--stages", "recover", "--classes", "1")
     run.submit("--stages", "aggregate,report")  # after both
     jobs = jobs_of(run)
