@@ -80,6 +80,9 @@ class Profile(Resources):
         120, "seconds before its time limit at which a task must save its state and is requeued"
     )
     timeouts: Annotated[int, Field(ge=0)] = field(20, "times that a task may reach its time limit before it fails")
+    retries: Annotated[int, Field(ge=0)] = field(
+        3, "times that a task is started again after its GPU was lost, and after it was killed, e.g. for its memory"
+    )
     dependency: Literal["afterok", "afterany"] = field(
         "afterok", "afterok: a failed task cancels the stages that need its result; afterany: they start and say so"
     )

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Config, Stage
@@ -27,7 +27,6 @@ from delt_hpc.run.folder import RunFolder
 USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
 LATE_SECONDS = 60.0  # in which a finished input must be seen
 _POLL_SECONDS = 2.0
-RETRIES = 3  # times that a job is moved to another node because its node has lost the GPU
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -41,6 +40,7 @@ class TaskRunner:
         classes: number of classes of the data set.
         gpu: the job requests a GPU, so torch must see one. A text is the GPU's name in CUDA_VISIBLE_DEVICES.
         stop_seconds: time in which a stage must have saved its state after a signal; then the job is requeued anyway.
+        retries: times that the job is moved to another node because its node has lost the GPU.
     """
 
     root: str
@@ -48,6 +48,7 @@ class TaskRunner:
     classes: int
     gpu: bool | str | None
     stop_seconds: int
+    retries: int = 0
 
     def __call__(self) -> None:
         """Do the task in a job of its own.
@@ -128,6 +129,13 @@ class TaskRunner:
         def record(kind: str, message: str = "") -> None:
             records.append_event(folder, self.task, records.new_event(kind, job, restart, message))
 
+        def leave_node(reason: str) -> NoReturn:
+            record("lost_gpu", reason)
+            lost = sum(e.event == "lost_gpu" and e.job == job for e in records.events(folder, self.task))
+            if slurm and lost <= self.retries:
+                _requeue_elsewhere(folder, job, requeue)
+            sys.exit(MISSING_GPU)
+
         try:
             with (
                 records.heartbeat(folder, self.task),
@@ -146,19 +154,16 @@ class TaskRunner:
                     record("failed", str(error))
                     raise
             sys.exit(stop.EXIT_CODE)
-        except MissingGpuError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            record("lost_gpu", error.what)
-            moved = sum(e.event == "lost_gpu" and e.job == job for e in records.events(folder, self.task))
-            if slurm and moved <= RETRIES:
-                _requeue_elsewhere(folder, job, requeue)
-            sys.exit(MISSING_GPU)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
+            if isinstance(error, MissingGpuError):
+                leave_node(error.what)
             record("failed", str(error).splitlines()[0])
             sys.exit(MISSING_INPUTS if isinstance(error, MissingInputsError) else USER_ERROR)
         except Exception as error:
             traceback.print_exc()
+            if self.gpu and is_gpu_failure(error):
+                leave_node(f"the GPU failed: {error}"[:500])
             record("failed", f"{type(error).__name__}: {error}"[:500])
             raise
         record("done")
@@ -170,6 +175,13 @@ class MissingInputsError(UserError):
 
 class MissingGpuError(UserError):
     """The node has no usable GPU, although the job requests one."""
+
+
+def is_gpu_failure(error: BaseException) -> bool:
+    """Whether CUDA itself failed, e.g. because the GPU is lost or broken. To run out of its memory is another error."""
+    text = str(error)
+    failed = text.startswith(("CUDA error", "NVML error")) and "out of memory" not in text
+    return failed or bool(error.__cause__ and is_gpu_failure(error.__cause__))
 
 
 def _requeue_elsewhere(folder: LaunchFolder, job: str, requeue: Handler) -> None:

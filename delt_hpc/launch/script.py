@@ -113,6 +113,27 @@ def requeue_on_request(folder: str) -> tuple[str, ...]:
     )
 
 
+def requeue_if_killed(folder: str, retries: int) -> tuple[str, ...]:
+    """Shell lines that requeue a job whose task was killed, as the kernel kills it when memory runs out.
+
+    The exit code of srun is then 137 (SIGKILL), or 253 where Slurm saw that memory ran out. A task is also killed at
+    the end of a cancelled, preempted or timed-out job, which is no longer in the state RUNNING.
+
+    Args:
+        folder: the file in it that counts how often the job's task was killed.
+        retries: how often it is requeued.
+    """
+    return (
+        f"# Killed, e.g. because memory ran out: started again, at most {retries} times.",
+        _ARRAY_ID,
+        f"killed={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}.killed",
+        'if [[ $rc == 137 || $rc == 253 ]] && [ "$(squeue -h -j "${id:-$SLURM_JOB_ID}" -o %T)" = RUNNING ]; then',
+        '    hostname >>"$killed"',
+        f'    if [ "$(wc -l <"$killed")" -le {retries} ]; then scontrol requeue "${{id:-$SLURM_JOB_ID}}"; fi',
+        "fi",
+    )
+
+
 def request_program(folder: str) -> str:
     """A program that takes the place of scontrol in a container: it leaves the request."""
     return "#!/bin/sh\n# scontrol requeue ID, in a container: asks the script outside to do it.\n" + (

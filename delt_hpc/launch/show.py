@@ -108,12 +108,17 @@ def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
                 "" if row.seconds is None else duration(row.seconds),
                 f"{row.done}/{row.total}",
                 left,
-                row.message.replace("[", "\\["),
+                "; ".join(part for part in (row.message, _restarts(row)) if part).replace("[", "\\["),
             )
     if problem:
         table.title = f"[magenta]Slurm does not answer: {problem}[/]"
         table.title_justify = "left"
     return table
+
+
+def _restarts(row: Row) -> str:
+    """Why the task was started again the last time."""
+    return f"before: {row.restarted[-1]}" if row.restarted else ""
 
 
 def findings(console: Console, found: Iterable[Finding]) -> bool:
@@ -156,6 +161,7 @@ def status_json(rows: Sequence[Row], eta: dict[Stage, float], problem: str, code
                 "total": row.total,
                 "log": str(row.log) if row.log else None,
                 "stuck": row.stuck,
+                "restarted": list(row.restarted),
             }
             for row in rows
         ],

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +41,7 @@ class Row:
         seconds: run time since the last start.
         done, total: images of recover, classes of rank, for other stages tasks.
         stuck: waits for something that will not happen by itself.
+        restarted: why the task was started again, once for each restart of its job.
         process: that works on a task of `--cluster local`.
         submitted: the task as it was submitted; its events are recorded under this name.
     """
@@ -56,6 +58,7 @@ class Row:
     total: int = 1
     log: Path | None = None
     stuck: bool = False
+    restarted: tuple[str, ...] = ()
     submitted: Task | None = None
     process: ProcessIdentity | None = None
 
@@ -210,6 +213,7 @@ def _row(
         total,
         _log(run, owner.task, starts),
         bool(entry and not finished and entry.remedy),
+        _restart_reasons(events),
         owner.task,
         owner.submission.process,
     )
@@ -230,6 +234,8 @@ def _state(
     if problem:
         return "unknown", "Slurm does not answer"
     message = _last_message(events)
+    if entry and entry.state == "OUT_OF_MEMORY":
+        return "failed", f"{entry.state}: raise memory_gib in the profile, `submit`"
     if entry:
         message = message or ("no results" if entry.standing == "completed" else "")
         return "failed", f"{entry.state}: {message}" if message and message.upper() != entry.state else entry.state
@@ -244,6 +250,16 @@ def _last_message(events: list[Event]) -> str:
         return events[-1].message
     texts = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
     return texts.get(events[-1].event, "")
+
+
+def _restart_reasons(events: list[Event]) -> tuple[str, ...]:
+    """Why each start but the first was necessary: by the last event before it."""
+    texts = {"stopped": "was stopped", "lost_gpu": "had no working GPU", "started": "was killed, or its node failed"}
+    found = []
+    for before, event in pairwise(events):
+        if event.event == "started":
+            found.append(f"{texts.get(before.event, before.event)} on {before.host}")
+    return tuple(found)
 
 
 def _process_state(submission: Submission, events: list[Event], age: float) -> tuple[State, str]:

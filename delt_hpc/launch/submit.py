@@ -25,7 +25,15 @@ from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder, Submission
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
-from delt_hpc.launch.script import COMPILED, Script, place_task, request_program, requeue_on_request, text
+from delt_hpc.launch.script import (
+    COMPILED,
+    Script,
+    place_task,
+    request_program,
+    requeue_if_killed,
+    requeue_on_request,
+    text,
+)
 from delt_hpc.launch.status import COMMENT, Row
 from delt_hpc.run.folder import check_stamp, differences, stage_folders, stage_identity, write_text
 
@@ -185,7 +193,10 @@ def script(request: Request, job: Job, after: str, token: str) -> str:
             before=(*place_task(str(folder.work), token), "export SUBMITIT_EXECUTOR=slurm"),
             notes_signals=True,
             compiled=shlex.quote(str(request.root / COMPILED)),
-            after_command=requeue_on_request(str(folder.work)) if contained else (),
+            after_command=(
+                *(requeue_on_request(str(folder.work)) if contained else ()),
+                *requeue_if_killed(str(folder.work), request.profile.retries),
+            ),
         ),
         request.profile,
     )
@@ -248,7 +259,8 @@ def _submit(request: Request, job: Job, after: str) -> str:
     folder, profile, token = request.folder, request.profile, secrets.token_hex(8)
     for position, task in enumerate(job.tasks):
         gpu = profile.resources(job.stage).gpus > 0
-        runner = TaskRunner(str(request.root), task, request.classes, gpu, max(1, profile.signal_seconds // 2))
+        stop_seconds = max(1, profile.signal_seconds // 2)
+        runner = TaskRunner(str(request.root), task, request.classes, gpu, stop_seconds, profile.retries)
         delayed = DelayedSubmission(runner)
         delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
         delayed.dump(folder.work / f"{token}-{position}.pkl")

@@ -26,7 +26,7 @@ RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 
 def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
     """Two tasks resume by themselves. `status` names the others and what depends on them; `submit` takes just these."""
-    run, cluster = selected, selected.cluster
+    run, cluster = selected.with_profile("once.yaml", retries=0), selected.cluster
     submitted = run.submit()  # more tasks than MaxArraySize
     assert "toy-recover-00000-00001, 2 tasks" in submitted
     assert "toy-recover-00002-00003, 2 tasks" in submitted
@@ -119,13 +119,22 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     assert run.distilled() == expected
 
 
-def test_a_failed_task_is_submitted_again_while_others_run(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
-    run, cluster = selected, selected.cluster
+def test_a_killed_task_is_retried_and_a_failed_one_submitted_again_while_others_run(
+    selected: "LaunchedRun", expected: dict[str, bytes]
+) -> None:
+    run, cluster = selected.with_profile("once.yaml", retries=1), selected.cluster
     run.submit()
     jobs = jobs_of(run)
     run.hold(jobs)
+    # What the kernel does when memory runs out. The task is started again, once.
+    cluster.send(jobs[0], signal.SIGKILL)
+    second = run.root / "logs" / f"recover-00000-00000.{jobs[0]}.r1.log"
+    cluster.wait(second.exists, "the second start of class 0")
     cluster.send(jobs[0], signal.SIGKILL)
     cluster.wait_state(jobs[0], "FAILED")
+    row = run.tasks(code=4)[RECOVERY[0]]
+    assert (row["state"], row["restarts"]) == ("failed", 1)
+    assert len(row["restarted"]) == 1 and row["restarted"][0].startswith("was killed, or its node failed on n")
     again = run.submit()
     assert "toy-recover-00000-00000, 1 task" in again
     assert "aggregate waits for the new jobs too" in again

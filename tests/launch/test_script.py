@@ -18,6 +18,7 @@ from delt_hpc.launch.script import (
     interpreter,
     place_task,
     request_program,
+    requeue_if_killed,
     requeue_on_request,
     stage_script,
     text,
@@ -68,7 +69,10 @@ def example(site: Profile, stage: Stage, elements: int | None) -> str:
             before=(*place_task(f"{root}/launch/work", "TOKEN"), "export SUBMITIT_EXECUTOR=slurm"),
             notes_signals=True,
             compiled=f"'{root}/{COMPILED}'",
-            after_command=requeue_on_request(f"{root}/launch/work") if site.in_container else (),
+            after_command=(
+                *(requeue_on_request(f"{root}/launch/work") if site.in_container else ()),
+                *requeue_if_killed(f"{root}/launch/work", site.retries),
+            ),
         ),
         site,
     )
@@ -214,3 +218,29 @@ def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_c
             check=False,
         )
         assert (done.returncode, done.stdout) == (7, output)
+
+
+@pytest.mark.parametrize(
+    ("rc", "state", "requeued"),
+    [
+        (137, "RUNNING", [True, True, False]),  # killed
+        (253, "RUNNING", [True, True, False]),  # Slurm saw that memory ran out
+        (137, "CANCELLED", [False]),
+        (137, "TIMEOUT", [False]),
+        (2, "RUNNING", [False]),  # a user's error
+        (1, "RUNNING", [False]),
+        (0, "RUNNING", [False]),
+    ],
+)
+def test_a_killed_task_is_requeued_some_times(tmp_path: Path, rc: int, state: str, requeued: list[bool]) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, line in (("squeue", f"[ $3 = 15_3 ] && echo {state}"), ("scontrol", 'echo "$@"')):  # fakes of Slurm's
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "20"}
+    environment |= {"SLURM_ARRAY_JOB_ID": "15", "SLURM_ARRAY_TASK_ID": "3"}
+    body = "\n".join([f"rc={rc}", *requeue_if_killed(str(tmp_path), 2), "exit $rc"])
+    for expected in requeued:
+        done = subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (rc, "requeue 15_3\n" if expected else ""), done.stderr
