@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
 from delt_hpc.launch import doctor as site
-from delt_hpc.launch import environment, estimate, figures, profile, queue, records, show
+from delt_hpc.launch import downloads, environment, estimate, figures, profile, queue, records, show
 from delt_hpc.launch import logs as logging
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch import status as states
@@ -212,7 +213,19 @@ def cancel(
     raise typer.Exit(1 if elsewhere else 0)
 
 
+def fetch(config: Source, run_folder: Run = None, overrides: Set = None, classes_count: Count = None) -> None:
+    """Download what a run needs: data set and torchvision's weights. Jobs do not; `submit` does this by itself."""
+    opened = open_run(config, run_folder, overrides, classes_count)
+    downloads.fetch(opened)
+    for finding in downloads.examine(opened):
+        typer.echo(finding.text)
+
+
 def doctor(
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="Also check that what this run reads is here.", show_default=False),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option("--cluster", metavar="PROFILE", help=f"{_CLUSTER}; without it: check this machine."),
@@ -220,6 +233,8 @@ def doctor(
     folder: Annotated[Path, typer.Option("--folder", help="A folder that nodes share.")] = Path("runs"),
     job: Annotated[bool, typer.Option("--job/--no-job", help="Also run a small job on a node.")] = True,
     wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for that job.")] = 300.0,
+    run_folder: Run = None,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Check this environment, or a cluster and a profile. Exit code 1 if there is an error."""
@@ -227,6 +242,8 @@ def doctor(
         findings = environment.examine()
     else:
         findings = site.examine(profile.load(cluster), folder, job=job, wait=wait)
+    if config is not None:
+        findings = chain(downloads.examine(open_run(config, run_folder, overrides, None)), findings)
     if as_json:
         found = [asdict(finding) for finding in findings]
         typer.echo(json.dumps(found, indent=2))
@@ -236,7 +253,7 @@ def doctor(
 
 def register(app: typer.Typer) -> None:
     """Add the launcher's commands to the application."""
-    for function in (plan, submit, status, logs, cancel, doctor):
+    for function in (plan, submit, fetch, status, logs, cancel, doctor):
         app.command()(function)
 
 
@@ -253,6 +270,8 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     submission.check_conflicts(request, jobs, rows, problem)
     kept = submission.to_keep(request, rows) if not local else []
     jobs = submission.missing(request, size, kept)
+    if downloads.fetch(opened):
+        typer.echo("data set and weights are here")
     submission.prepare(request)
     if not local:
         submission.to_slurm(request, jobs, kept, typer.echo)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
-from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.data.catalog.specs import SPECS, root_of
 from delt_hpc.data.index import ClassMap, class_folders
 from delt_hpc.errors import UserError
 from delt_hpc.launch import plan
@@ -108,7 +108,7 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
         return count
     if data.name in SPECS:
         return SPECS[data.name].classes
-    root = (data.root or Path("data") / data.name) / data.train
+    root = root_of(data) / data.train
     if root.is_dir():
         return len(class_folders(root))
     raise UserError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from delt_hpc.config.schema import Stage
 from delt_hpc.launch import profile as profiles
 from delt_hpc.launch.profile import Apptainer, Profile, Pyxis, Resources
+from delt_hpc.run import network
 from delt_hpc.run.stop import EXIT_CODE
 
 # Suffix of the file by which a task in a container requests its requeueing; the script, on the host, does it.
@@ -177,7 +178,7 @@ _STAGE_TITLE = (
     "recover EACH is a multiple of recover.batch_size // select.ipc. evaluate: one trial for each task, e.g.",
     "resnet18-{3407,4663,2897}-{distilled,random}-soft. Options of sbatch override the lines below, e.g. --time=1440",
     "for squeeze, --gpus-per-node=0 for select and aggregate. --dependency=afterok:JOB runs one stage after another.",
-    "Before the time limit a task saves its state, is requeued and resumes.",
+    "Before the time limit a task saves its state, is requeued and resumes. `delt-hpc fetch` downloads, jobs do not.",
 )
 _STAGE_ARGUMENTS = (
     "stage=$1 config=$2 run=$3 part=() task=${SLURM_ARRAY_TASK_ID:-0}",
@@ -267,6 +268,7 @@ def _caches(script: Script, profile: Profile) -> list[str]:
         lines.append(f'export {EARLY_SIGNALS}="$scratch/signals"')
     if script.compiled:
         lines.append(f"export DELT_COMPILE_CACHE={script.compiled}")
+    lines.append(f"export {network.VARIABLE}=0  # nodes may have no network: `submit` or `delt-hpc fetch` downloads")
     if profile.apptainer:
         lines.append('export APPTAINER_BIND="$scratch${APPTAINER_BIND:+,$APPTAINER_BIND}"')
     return lines
