@@ -17,14 +17,15 @@ from rich.console import Console
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
+from delt_hpc.launch import cancel as canceling
 from delt_hpc.launch import doctor as site
-from delt_hpc.launch import downloads, environment, estimate, figures, profile, queue, records, show
+from delt_hpc.launch import downloads, environment, estimate, figures, modelled, profile, queue, records, show
 from delt_hpc.launch import logs as logging
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch import status as states
 from delt_hpc.launch import submit as submission
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.launch.request import OpenedRun, Request, open_run, open_submitted, request_of
+from delt_hpc.launch.request import OpenedRun, Request, max_array_size, open_run, open_submitted, request_of, warnings
 from delt_hpc.run.folder import read_json
 from delt_hpc.run.stop import EXIT_CODE, Interrupted
 
@@ -59,10 +60,12 @@ def plan(
     """Show the missing tasks and estimate their cost from measured speed."""
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes)
-    jobs = submission.missing(request, submission.max_array_size(request.profile))
+    jobs = submission.missing(request, max_array_size(request.profile))
     if train_images is None and opened.run.dataset.exists():
         train_images = int(read_json(opened.run.dataset)["train_images"])
-    rates = figures.measured(opened.config, opened.run, request.profile, measured or ())
+    train_images = train_images or modelled.TRAIN_IMAGES.get(opened.config.data.name)
+    rates = modelled.rates(opened.config, request.profile)
+    rates |= figures.measured(opened.config, opened.run, request.profile, measured or ())
     rows = estimate.rows(
         opened.config, request.profile, jobs, opened.classes, rates, slots=gpus, train_images=train_images
     )
@@ -104,13 +107,13 @@ def submit(
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes, processes)
     if dry_run:
-        jobs = submission.missing(request, submission.max_array_size(request.profile))
+        jobs = submission.missing(request, max_array_size(request.profile))
         if not jobs:
             typer.echo("nothing is missing")
             return
         typer.echo("\n".join(submission.dry_run(request, jobs)), nl=False)
         return
-    for line in submission.warnings():
+    for line in warnings():
         typer.echo(f"warning: {line}", err=True)
     try:
         with records.exclusive(LaunchFolder(opened.run)):
@@ -137,7 +140,7 @@ def status(
     while True:
         rows, problem = states.read(opened.config, opened.run, opened.classes, ask)
         code = states.exit_code(rows, problem)
-        running = Counter(row.task.stage for row in rows if row.state == "running")
+        running = Counter(row.task.stage for row in rows if row.state == "running" and not row.task.warm_up)
         rates = figures.of_run(opened.run) if running else {}
         left = estimate.seconds_left(opened.config, opened.run, opened.classes, running, rates)
         if as_json:
@@ -195,13 +198,13 @@ def cancel(
         raise typer.Exit(states.NO_ANSWER)
     wanted = parse_stages(stages) if stages is not None else None
     ranges = ClassRange.parse_many(classes, opened.classes) if classes is not None else ()
-    chosen = submission.live_rows(rows, wanted, ranges)
+    chosen = canceling.live_rows(rows, wanted, ranges)
     if forget:
-        forgotten = submission.forget_rows(LaunchFolder(opened.run), chosen)
+        forgotten = canceling.forget_rows(LaunchFolder(opened.run), chosen)
         typer.echo("\n".join(f"{row.task.name}: {row.job} forgotten" for row in forgotten) or "nothing to forget")
         return
     try:
-        elsewhere = submission.cancel_rows(LaunchFolder(opened.run), chosen)
+        elsewhere = canceling.cancel_rows(LaunchFolder(opened.run), chosen)
     except queue.QueueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(states.NO_ANSWER) from None

@@ -1,4 +1,4 @@
-"""What a plan costs: time by measured speed, disk by arithmetic. What nobody has measured is not estimated. Pure."""
+"""What a plan costs: time by measured or modelled speed, disk by arithmetic. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from delt_hpc.launch.figures import Rate
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.profile import Profile
-from delt_hpc.recovery.batches import Batch, plan
+from delt_hpc.recovery.batches import plan
 from delt_hpc.run.folder import RunFolder, read_json
 
 CHECKPOINT_TENSORS = 3  # images and Adam's two moments, float32
@@ -26,9 +26,10 @@ class Row:
         tasks: how many are missing.
         ranges: classes of a task, from the first to the last; empty where there is no range.
         gpus, cpus: of a task.
-        hours: of one device in all; None where no speed is measured or the work is not known.
+        hours: of one device in all; None where no speed is known or the work is not.
         wall_hours: with the slots asked for.
-        efficiency: of recover: share of the turns in which a task's pipeline of batches is full.
+        efficiency: of recover: share of a task's time that is work.
+        warm_up: a job of its own compiles first.
     """
 
     stage: Stage
@@ -43,6 +44,7 @@ class Row:
     wall_hours: float | None
     rate: Rate | None
     efficiency: float | None = None
+    warm_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,18 @@ def rows(
     works = Work(config, classes, train_images)
     for stage in dict.fromkeys(job.stage for job in jobs):
         arrays = [job for job in jobs if job.stage == stage]
-        tasks = [task for job in arrays for task in job.tasks]
+        tasks = [task for job in arrays for task in job.tasks if not task.warm_up]
         wanted, rate = profile.resources(stage), rates.get(stage)
         passes = [works.of(task) for task in tasks]
-        each = [p / rate.passes_per_s / 3600 for p in passes if p is not None] if rate else []
+        lost = planning.lost_seconds(config, profile, rate.passes_per_s) if rate and stage == "recover" else 0.0
+        each = [(p / rate.passes_per_s + lost) / 3600 for p in passes if p is not None] if rate else []
         known = len(each) == len(tasks)
         running = min(wanted.parallel, slots or wanted.parallel, len(tasks))
         found.append(
             Row(
                 stage,
                 len(tasks),
-                len(arrays),
+                sum(not job.tasks[0].warm_up for job in arrays),
                 tasks[0].unit if len(tasks) == 1 else f"{tasks[0].unit} ... {tasks[-1].unit}",
                 wanted.gpus,
                 wanted.cpus,
@@ -93,6 +96,7 @@ def rows(
                 makespan(each, running) if known else None,
                 rate,
                 planning.efficiency(config, profile, tasks[0]) if stage == "recover" else None,
+                any(task.warm_up for job in arrays for task in job.tasks),
             )
         )
     return found
@@ -126,13 +130,14 @@ class Work:
         self.config, self.classes, self.train_images = config, classes, train_images
         self._passes: dict[int, int] = {}  # by the first class of a batch
         for batch in plan(classes, config.select.ipc, config.recover):
-            self._passes[batch.first] = self._passes.get(batch.first, 0) + self._passes_of(batch)
+            self._passes[batch.first] = self._passes.get(batch.first, 0) + planning.passes_of(batch, config.recover)
 
     def of(self, task: Task) -> int | None:
         config, images = self.config, self.classes * self.config.select.ipc
         if task.stage == "squeeze":
-            trained = config.teacher.source == "train"
-            return self.train_images * config.squeeze.epochs if trained and self.train_images else None
+            if config.teacher.source != "train":
+                return 0  # weights are read
+            return self.train_images * config.squeeze.epochs if self.train_images else None
         if task.stage == "rank":
             classes = task.classes or ClassRange(0, self.classes - 1)
             return self.train_images * len(classes) // self.classes if self.train_images else None
@@ -142,11 +147,6 @@ class Work:
         if task.stage == "evaluate":
             return images * config.evaluate.epochs
         return images
-
-    def _passes_of(self, batch: Batch) -> int:
-        """Every round works on all images that have entered."""
-        recover = self.config.recover
-        return sum(batch.active(now) for now in range(recover.rounds)) * recover.round_length
 
 
 def seconds_left(

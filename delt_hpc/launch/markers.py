@@ -9,7 +9,8 @@ from delt_hpc.data.catalog.specs import SPECS, root_of
 from delt_hpc.data.index import ClassMap, class_folders
 from delt_hpc.errors import UserError
 from delt_hpc.launch import plan
-from delt_hpc.launch.plan import Task
+from delt_hpc.launch.plan import WARM_UP, Task
+from delt_hpc.launch.script import COMPILED
 from delt_hpc.recovery import batches
 from delt_hpc.run.folder import DONE, RunFolder, is_done
 
@@ -33,8 +34,9 @@ class Markers:
         return [task for task in plan.whole(self.config, stage, self.classes) if not self.done(task)]
 
     def done_tasks(self, stage: Stage) -> set[Task]:
-        """The smallest tasks of the stage that are done."""
-        return {task for task in plan.whole(self.config, stage, self.classes) if self.done(task)}
+        """The smallest tasks of the stage that are done, and the warm-up if it is."""
+        tasks = plan.whole(self.config, stage, self.classes)
+        return {task for task in (*tasks, WARM_UP) if task.stage == stage and self.done(task)}
 
     def done(self, task: Task) -> bool:
         """Are all results of the task there?"""
@@ -42,6 +44,8 @@ class Markers:
         if task.stage == "rank":
             done, total = self.classes_done(task)
             return _is_done(run.rank) or (task.classes is not None and done == total)
+        if task.warm_up:
+            return any((run.root / COMPILED).glob("*/files.tar"))
         if task.stage == "recover":
             return all(batch.id in self._recovered for batch in self._batches_of(task))
         if task.trial:

@@ -228,9 +228,15 @@ def exclusive(folder: LaunchFolder) -> Iterator[None]:
 
 def _task_to_json(task: Task) -> dict[str, Any]:
     classes = [task.classes.first, task.classes.last] if task.classes else None
-    return {"stage": task.stage, "classes": classes, "trial": vars(task.trial) if task.trial else None}
+    trial = vars(task.trial) if task.trial else None
+    return {"stage": task.stage, "classes": classes, "trial": trial, "warm_up": task.warm_up}
 
 
 def _task_from_json(content: dict[str, Any]) -> Task:
     trial, classes = content["trial"], content["classes"]
-    return Task(content["stage"], ClassRange(*classes) if classes else None, Trial(**trial) if trial else None)
+    return Task(
+        content["stage"],
+        ClassRange(*classes) if classes else None,
+        Trial(**trial) if trial else None,
+        content.get("warm_up", False),
+    )

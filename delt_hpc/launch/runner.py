@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
@@ -41,6 +42,7 @@ class TaskRunner:
         gpu: the job requests a GPU, so torch must see one. A text is the GPU's name in CUDA_VISIBLE_DEVICES.
         stop_seconds: time in which a stage must have saved its state after a signal; then the job is requeued anyway.
         retries: times that the job is moved to another node because its node has lost the GPU.
+        shapes: of the warm-up: a class range of each length that tasks have.
     """
 
     root: str
@@ -49,6 +51,7 @@ class TaskRunner:
     gpu: bool | str | None
     stop_seconds: int
     retries: int = 0
+    shapes: tuple[ClassRange, ...] = ()
 
     def __call__(self) -> None:
         """Do the task in a job of its own.
@@ -89,7 +92,7 @@ class TaskRunner:
         if isinstance(self.gpu, str):
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         config = load_config(self.root)
-        missing = self._missing_inputs(config)
+        missing = [] if self.task.warm_up else self._missing_inputs(config)
         if missing:
             raise MissingInputsError(
                 "inputs are not finished: " + "; ".join(missing),
@@ -102,6 +105,9 @@ class TaskRunner:
                 f"the job requests a GPU, but torch sees none on {records.this_host()}",
                 remedy="exclude the node (--exclude in the profile), or set machine.device: cpu to work without a GPU",
             )
+        if self.task.warm_up:
+            self._warm_up(config)
+            return
         from delt_hpc import pipeline  # noqa: PLC0415
         from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
@@ -112,6 +118,14 @@ class TaskRunner:
         # the others; then select writes it.
         stages: tuple[Stage, ...] = ("rank", "select") if self.task.stage == "select" else (self.task.stage,)
         pipeline.run_stages(context, stages, self.task.classes, self.task.trial)
+
+    def _warm_up(self, config: Config) -> None:
+        from delt_hpc.recovery.warmup import warmup  # noqa: PLC0415
+
+        for classes in self.shapes:
+            done = warmup(config, RunFolder(Path(self.root)), classes)
+            print(f"compiled for {len(classes)} classes in {done.seconds:.0f} s: {done.folder}", flush=True)
+            stop.check()
 
     def _missing_inputs(self, config: Config) -> list[str]:
         """The inputs that are missing. A node may see results of another one late, so it looks again for a while."""

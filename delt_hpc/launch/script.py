@@ -17,8 +17,8 @@ from delt_hpc.run.stop import EXIT_CODE
 REQUEST = "requeue"
 # Variable with the path of a file that names the signals that came before Python could handle them.
 EARLY_SIGNALS = "DELT_EARLY_SIGNALS"
-# Folder in the run folder with compiled kernels, from which tasks start.
-COMPILED = "compile-cache"
+# Folder in the run folder with compiled kernels, from which tasks start, and the variable that names another one.
+COMPILED, CACHE_VARIABLE = "compile-cache", "DELT_COMPILE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def _caches(script: Script, profile: Profile) -> list[str]:
     if script.notes_signals:
         lines.append(f'export {EARLY_SIGNALS}="$scratch/signals"')
     if script.compiled:
-        lines.append(f"export DELT_COMPILE_CACHE={script.compiled}")
+        lines.append(f"export {CACHE_VARIABLE}={script.compiled}")
     lines.append(f"export {network.VARIABLE}=0  # nodes may have no network: `submit` or `delt-hpc fetch` downloads")
     if profile.apptainer:
         lines.append('export APPTAINER_BIND="$scratch${APPTAINER_BIND:+,$APPTAINER_BIND}"')

@@ -136,6 +136,8 @@ def _groups(
 ) -> list[tuple[list[Task], _Owner | None]]:
     """The smallest tasks of a stage; neighbours of the same submission, or in the same state without one, together."""
     groups: list[tuple[list[Task], _Owner | None]] = []
+    if stage == "recover" and plan.WARM_UP in owned and not markers.finished(stage):
+        groups.append(([plan.WARM_UP], owned[plan.WARM_UP]))
     for task in plan.whole(config, stage, classes):
         owner = owned.get(task)
         last = groups[-1] if groups else None
@@ -280,7 +282,7 @@ def _process_state(submission: Submission, events: list[Event], age: float) -> t
 
 
 def _progress(markers: Markers, task: Task, finished: bool) -> tuple[int, int]:
-    if task.stage == "recover":
+    if task.stage == "recover" and not task.warm_up:
         return markers.images_done(task)
     return markers.classes_done(task) if task.stage == "rank" else (int(finished), 1)
 

@@ -33,6 +33,20 @@ def test_submitted_followed_finished(accounted_cluster: "Cluster", run_on: "RunO
     assert "recover-00002-00002: job " in run.call("logs", run.root, "2-2")
 
 
+def test_a_job_of_its_own_compiles_before_recover_tasks_start(selected: "LaunchedRun") -> None:
+    compiled = ("--stages", "recover", "--set", "recover.compile=true")
+    assert "toy-recover-warm-up, 1 task" in selected.submit(*compiled)
+    rows = selected.tasks(code=3)
+    assert rows["recover warm-up"]["state"] in ("pending", "running")
+    assert "Dependency" in rows["recover 00000-00000"]["message"]
+    assert selected.submit(*compiled).splitlines()[0] == "live jobs work on all that is missing"
+    selected.cluster.wait_empty()
+    states = selected.states(code=5)
+    assert {states[f"recover {index:05d}-{index:05d}"] for index in range(4)} == {"done"}
+    assert "recover warm-up" not in states
+    assert len(list((selected.root / "compile-cache").glob("*/files.tar"))) == 1
+
+
 def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "LaunchedRun", undisturbed: Path) -> None:
     for name in ("recover", "distilled"):
         shutil.copytree(undisturbed / name, selected.root / name)

@@ -10,9 +10,10 @@ import pytest
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
 from delt_hpc.launch import markers, records, runner
-from delt_hpc.launch.plan import Task
+from delt_hpc.launch.plan import WARM_UP, Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import EARLY_SIGNALS
+from delt_hpc.recovery.warmup import WarmupResult
 from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder, write_text
 
@@ -132,3 +133,17 @@ def test_a_gpu_that_fails_at_work_moves_the_task_some_times(run: Path, monkeypat
     with pytest.raises(RuntimeError, match="CUDA error"):
         without._execute_recorded(folder, "8", 0, lambda number, _: requeued.append(number), slurm=True)
     assert len(requeued) == 2
+
+
+def test_the_warm_up_compiles_each_shape_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed: list[ClassRange] = []
+
+    def record(config: object, folder: RunFolder, classes: ClassRange) -> WarmupResult:  # a fake that compiles nothing
+        warmed.append(classes)
+        return WarmupResult(folder.root, False, 1.0, 2.0)
+
+    monkeypatch.setattr("delt_hpc.recovery.warmup.warmup", record)
+    shapes = (ClassRange(0, 1), ClassRange(2, 2))
+    (run / "teacher" / "done.json").unlink()  # it needs no results of earlier stages
+    runner.TaskRunner(str(run), WARM_UP, 4, gpu=False, stop_seconds=60, shapes=shapes).execute()
+    assert tuple(warmed) == shapes

@@ -13,7 +13,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
-from delt_hpc.launch import queue, records, show, status, submit
+from delt_hpc.launch import cancel, queue, records, show, status
 from delt_hpc.launch.markers import Markers, class_count
 from delt_hpc.launch.plan import Task, whole
 from delt_hpc.launch.process import ProcessIdentity
@@ -164,9 +164,9 @@ def test_a_live_process_is_running_and_one_of_another_host_unknown(run: RunFolde
         assert (found.state, found.message.startswith("a process on other; last sign of life")) == ("unknown", True)
         rows, problem = status.read(CONFIG, run, CLASSES)
         assert status.exit_code(rows, problem) == status.NO_ANSWER
-        assert submit.cancel_rows(LaunchFolder(run), [found]) == [found]
+        assert cancel.cancel_rows(LaunchFolder(run), [found]) == [found]
         assert lives.poll() is None
-        assert submit.forget_rows(LaunchFolder(run), rows) == [found]
+        assert cancel.forget_rows(LaunchFolder(run), rows) == [found]
         assert (row(run, Task("select")).state, row(run, Task("select")).message) == ("failed", "forgotten")
     finally:
         lives.communicate(b"")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from helpers.program import Program
 
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.errors import UserError
-from delt_hpc.launch import environment, records, submit
+from delt_hpc.launch import environment, records, request
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.records import LaunchFolder, exclusive
@@ -37,6 +38,22 @@ def test_dry_run_prints_the_scripts_without_slurm_and_writes_nothing(
     assert "#SBATCH --dependency=afterok:<squeeze>:<select>\n" in answer.out
     assert f"-m submitit.core._submit {tmp_path}/run/launch/work\n" in answer.out
     assert not (tmp_path / "run").exists()
+
+
+def test_recover_tasks_wait_for_the_warm_up_which_waits_for_nothing(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ("submit", "imagenet-1k-resnet18-ipc50", "--cluster", "generic-gpu", "--dry-run")
+    scripts = program(*arguments).out.split("#!/bin/bash\n")[1:]
+    names = [re.search(r"--job-name=\S*?ipc50-(\S+)", script)[1] for script in scripts]  # type: ignore[index]
+    warm_up, recover = scripts[names.index("recover-warm-up")], scripts[names.index("recover-00000-00999")]
+    assert "--dependency" not in warm_up and "--gpus-per-node=1\n" in warm_up
+    assert "--dependency=afterok:<squeeze>:<select>,afterany:<warm-up>\n" in recover
+    assert "--dependency=afterok:<recover>\n" in scripts[names.index("aggregate")]
+    write_text(tmp_path / "site.yaml", "gpus: 1\nenvironment: {DELT_COMPILE_CACHE: /shared}\n")
+    elsewhere = program(*arguments[:3], tmp_path / "site.yaml", "--dry-run")
+    assert "recover-warm-up" not in elsewhere.out
 
 
 def test_a_part_of_a_run_succeeds_and_the_cluster_may_be_named_by_a_variable(
@@ -161,8 +178,8 @@ def test_one_submission_at_a_time(tmp_path: Path) -> None:
 
 
 def test_variables_that_override_the_scripts_are_reported() -> None:
-    assert submit.warnings({"SBATCH_PARTITION": "x", "HOME": "/"})[0].startswith("SBATCH_PARTITION: ")
-    assert submit.warnings({"HOME": "/"}) == []
+    assert request.warnings({"SBATCH_PARTITION": "x", "HOME": "/"})[0].startswith("SBATCH_PARTITION: ")
+    assert request.warnings({"HOME": "/"}) == []
 
 
 def test_nodes_that_have_lost_their_gpu_are_excluded(config: Path, tmp_path: Path, program: Program) -> None:
