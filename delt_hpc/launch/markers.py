@@ -1,6 +1,5 @@
 """Which tasks of a run are finished, as the marker files of the stages say. Only reads."""
 
-import os
 from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
@@ -12,7 +11,8 @@ from delt_hpc.launch import plan
 from delt_hpc.launch.plan import WARM_UP, Task
 from delt_hpc.launch.script import COMPILED
 from delt_hpc.recovery import batches
-from delt_hpc.run.folder import DONE, RunFolder, is_done
+from delt_hpc.run import late
+from delt_hpc.run.folder import DONE, RunFolder
 
 
 class Markers:
@@ -20,8 +20,8 @@ class Markers:
 
     def __init__(self, config: Config, run: RunFolder, classes: int) -> None:
         self.config, self.run, self.classes = config, run, classes
-        self._ranked = _names(run.rank)
-        self._recovered = {name for name in _names(run.recover) if _is_done(run.recover / name)}
+        self._ranked = late.names(run.rank)
+        self._recovered = {name for name in late.names(run.recover) if late.seen(run.recover / name)}
         self._batches: dict[int, list[batches.Batch]] = {}  # by first class
         for batch in batches.plan(classes, config.select.ipc, config.recover):
             self._batches.setdefault(batch.first, []).append(batch)
@@ -43,22 +43,22 @@ class Markers:
         run = self.run
         if task.stage == "rank":
             done, total = self.classes_done(task)
-            return _is_done(run.rank) or (task.classes is not None and done == total)
+            return late.seen(run.rank) or (task.classes is not None and done == total)
         if task.warm_up:
             return any((run.root / COMPILED).glob("*/files.tar"))
         if task.stage == "recover":
             return all(batch.id in self._recovered for batch in self._batches_of(task))
         if task.trial:
-            return _is_done(task.trial.folder(run))
+            return late.seen(task.trial.folder(run))
         if task.stage == "report":
             return self._report_is_current()
         folders = {"squeeze": run.teacher, "select": run.selected, "aggregate": run.distilled}
-        return _is_done(folders[task.stage])
+        return late.seen(folders[task.stage])
 
     def classes_done(self, task: Task) -> tuple[int, int]:
         """Number of classes of a rank task that are ranked, and of all its classes."""
         classes = self._classes(task)
-        if _is_done(self.run.rank):
+        if late.seen(self.run.rank):
             return len(classes), len(classes)
         return sum(self.run.class_ranking(c).name in self._ranked for c in classes.indices), len(classes)
 
@@ -87,7 +87,7 @@ class Markers:
         run = self.run
         if not all(self.finished(stage) for stage in plan.upstream(self.config, "report")):
             return False
-        shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in _names(run.evaluate))]
+        shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in late.names(run.evaluate))]
         written = _time(run.report / DONE)
         return written > 0 and all(_time(path) <= written for path in shown)
 
@@ -120,21 +120,6 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
         where=str(root),
         remedy="give --classes-count N, or set data.root or data.num_classes",
     )
-
-
-def _is_done(folder: Path) -> bool:
-    """`is_done`, but not deceived by a network file system that remembers that the marker was not there.
-
-    Listing the folders makes the file system ask its server again.
-    """
-    return is_done(folder) or (folder.name in _names(folder.parent) and DONE in _names(folder))
-
-
-def _names(folder: Path) -> set[str]:
-    try:
-        return {entry.name for entry in os.scandir(folder)}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
 
 
 def _time(path: Path) -> float:

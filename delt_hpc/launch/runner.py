@@ -22,11 +22,10 @@ from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import EARLY_SIGNALS
-from delt_hpc.run import stop
+from delt_hpc.run import late, stop
 from delt_hpc.run.folder import RunFolder
 
 USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
-LATE_SECONDS = 60.0  # in which a finished input must be seen
 _POLL_SECONDS = 2.0
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -129,7 +128,7 @@ class TaskRunner:
 
     def _missing_inputs(self, config: Config) -> list[str]:
         """The inputs that are missing. A node may see results of another one late, so it looks again for a while."""
-        end = time.monotonic() + LATE_SECONDS
+        end = time.monotonic() + late.SECONDS
         while True:
             missing = Markers(config, RunFolder(Path(self.root)), self.classes).missing_inputs(self.task.stage)
             if not missing or time.monotonic() > end:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from delt_hpc.config.schema import Stage
 from delt_hpc.launch import profile as profiles
 from delt_hpc.launch.profile import Apptainer, Profile, Pyxis, Resources
-from delt_hpc.run import network
+from delt_hpc.run import late, network
 from delt_hpc.run.stop import EXIT_CODE
 
 # Suffix of the file by which a task in a container requests its requeueing; the script, on the host, does it.
@@ -268,6 +268,7 @@ def _caches(script: Script, profile: Profile) -> list[str]:
         lines.append(f'export {EARLY_SIGNALS}="$scratch/signals"')
     if script.compiled:
         lines.append(f"export {CACHE_VARIABLE}={script.compiled}")
+    lines.append(f"export {late.VARIABLE}={late.SECONDS}  # results of other nodes may appear late")
     lines.append(f"export {network.VARIABLE}=0  # nodes may have no network: `submit` or `delt-hpc fetch` downloads")
     if profile.apptainer:
         lines.append('export APPTAINER_BIND="$scratch${APPTAINER_BIND:+,$APPTAINER_BIND}"')

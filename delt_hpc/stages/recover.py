@@ -8,7 +8,7 @@ from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.precision import check_device
 from delt_hpc.recovery.run import recover_batches
-from delt_hpc.run.folder import is_done
+from delt_hpc.run import late
 
 
 def recover(context: Context, classes: ClassRange | None = None) -> None:
@@ -23,7 +23,7 @@ def recover(context: Context, classes: ClassRange | None = None) -> None:
     unfinished = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done()]
     if not unfinished:
         return
-    if config.recover.init == "selected" and not is_done(run.selected):
+    if config.recover.init == "selected" and not late.all_done([run.selected]):
         raise UserError("no images are selected", where=str(run.selected), remedy="run the stage `select` first")
     stage.stamp_resolved({"recover.precision": resolve_auto(config.recover, context.device).precision})
     recover_batches(context, unfinished, all_batches, len(batches))

@@ -14,7 +14,7 @@ from delt_hpc.launch.plan import WARM_UP, Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import EARLY_SIGNALS
 from delt_hpc.recovery.warmup import WarmupResult
-from delt_hpc.run import stop
+from delt_hpc.run import late, stop
 from delt_hpc.run.folder import RunFolder, write_text
 
 
@@ -76,14 +76,14 @@ def test_a_task_looks_again_for_inputs_that_appear_late(run: Path, monkeypatch: 
 
 def test_inputs_that_do_not_appear_are_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run / "selected" / "done.json").unlink()
-    monkeypatch.setattr(runner, "LATE_SECONDS", 0.0)
+    monkeypatch.setattr(late, "SECONDS", 0)
     task = runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=False, stop_seconds=60)
     with pytest.raises(runner.MissingInputsError, match="select: all"):
         task.execute()
 
 
 def test_a_marker_that_the_file_system_hides_is_found_by_listing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markers, "is_done", lambda folder: False)  # a remembered negative answer
+    monkeypatch.setattr(late, "is_done", lambda folder: False)  # a remembered negative answer
     seen = markers.Markers(load_config(str(run)), RunFolder(run), 4)
     assert seen.missing_inputs("recover") == []
 
