@@ -1,7 +1,8 @@
 """The launcher's commands. `register(app)` adds them to a typer application.
 
 Exit codes: 0 done; 2 a user's error; `submit`: 6 refused, 130 and 143 stopped; `status`, and `submit --cluster local`,
-which waits for the tasks: 3 running or pending, 4 failed or lost, 5 not submitted, 7 Slurm does not answer.
+which waits for the tasks: 3 running or pending, 4 failed or lost, 5 stopped or not submitted, 7 Slurm does not
+answer.
 """
 
 import json
@@ -135,7 +136,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until no task runs or waits.")] = False,
     every: Annotated[float, typer.Option(min=0.5, help="With --watch: seconds between updates.")] = 10.0,
 ) -> None:
-    """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: no answer."""
+    """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: stopped, 7: no answer."""
     opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
     while True:
         rows, problem = states.read(opened.config, opened.run, opened.classes, ask)
@@ -161,6 +162,9 @@ def logs(
     run_folder: Run = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines until the tasks end.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks that failed or are lost.")] = False,
+    last: Annotated[
+        int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines of each log.", show_default="all")
+    ] = None,
 ) -> None:
     """Show the logs of tasks."""
     opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
@@ -175,7 +179,7 @@ def logs(
     def ended() -> bool:
         return not follow or not any(row.state in states.LIVE for row in rows())
 
-    for line in logging.follow(paths, ended):
+    for line in logging.follow(paths, ended, last):
         typer.echo(line)
 
 
@@ -294,7 +298,7 @@ def _print_summary(request: Request) -> int:
     rows = [row for row in rows if request.includes(row.task)]
     typer.echo(show.summary(rows))
     for row in rows:
-        if row.state in ("failed", "lost"):
+        if row.state in ("failed", "lost", "stopped"):
             typer.echo(f"{row.task.name}: {row.state}: {row.message}; log: {row.log}", err=True)
     return states.exit_code(rows, problem)
 

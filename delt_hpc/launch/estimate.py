@@ -30,6 +30,7 @@ class Row:
         wall_hours: with the slots asked for.
         efficiency: of recover: share of a task's time that is work.
         warm_up: a job of its own compiles first.
+        in_flight: recovery batches that a task works on at the same time, at most.
     """
 
     stage: Stage
@@ -45,6 +46,7 @@ class Row:
     rate: Rate | None
     efficiency: float | None = None
     warm_up: bool = False
+    in_flight: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def rows(
                 rate,
                 planning.efficiency(config, profile, tasks[0]) if stage == "recover" else None,
                 any(task.warm_up for job in arrays for task in job.tasks),
+                planning.in_flight(config, profile, tasks[0]) if stage == "recover" else 0,
             )
         )
     return found
@@ -112,8 +115,8 @@ def makespan(durations: Sequence[float], slots: int) -> float:
 
 
 def disk(config: Config, classes: int, planned: Sequence[Row], slots: int | None = None) -> Disk | None:
-    """Of the whole run; None where the image size is not known. Every running task of recover has one checkpoint."""
-    running = sum(min(row.tasks, row.parallel, slots or row.tasks) for row in planned if row.stage == "recover")
+    """Of the whole run; None where the image size is not known. Each batch on its way has a checkpoint."""
+    running = sum(min(row.tasks, row.parallel, slots or row.tasks) * row.in_flight for row in planned)
     size = config.data.size or (SPECS[config.data.name].size if config.data.name in SPECS else None)
     if size is None:
         return None

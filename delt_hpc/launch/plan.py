@@ -18,6 +18,7 @@ DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default
 # Seconds in which a task starts Python and reads its inputs from a network file system, and in which it loads the code
 # that the warm-up job compiled and records its CUDA graphs. Assumptions, not measured.
 START_SECONDS, LOAD_SECONDS = 30.0, 60.0
+MAX_LANES = 8  # batches of the same round in a pass, at most; `recovery.memory` has the same
 WAVES = 4  # recover tasks for each slot at most; several, so that one slow task does not delay the stage much
 
 
@@ -70,7 +71,7 @@ class Job:
     parallel: int
 
     def name(self, run: str) -> str:
-        """Slurm's name for it: run, stage and range."""
+        """Slurm's name for it: stage, range and run; `squeue` shows eight letters."""
         first, last = self.tasks[0], self.tasks[-1]
         if len(self.tasks) == 1:
             part = "" if first.unit == "all" else f"-{first.unit}"
@@ -78,7 +79,7 @@ class Job:
             part = f"-{ClassRange(first.classes.first, last.classes.last)}"
         else:
             part = f"-{len(self.tasks)}-trials"
-        return f"{run}-{self.stage}{part}"
+        return f"{self.stage}{part}-{run}"
 
 
 def upstream(config: Config, stage: Stage) -> tuple[Stage, ...]:
@@ -187,6 +188,13 @@ def efficiency(config: Config, profile: Profile, task: Task) -> float:
     blocks = -(-len(task.classes) // block_size(config.select.ipc, config.recover))
     count = blocks * _batches_of_block(config)
     return count / (count + lost_turns(config, profile))
+
+
+def in_flight(config: Config, profile: Profile, task: Task) -> int:
+    """Batches that a recover task works on at the same time, at most: with packing all of its own, as memory allows."""
+    assert task.classes
+    count = -(-len(task.classes) // block_size(config.select.ipc, config.recover)) * _batches_of_block(config)
+    return min(count, MAX_LANES * config.recover.rounds) if fill_turns(config, profile) else 1
 
 
 def compiles(config: Config, profile: Profile) -> bool:

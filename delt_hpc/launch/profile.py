@@ -53,6 +53,7 @@ class Resources(Section):
 
 
 class Apptainer(Section):
+    program: Literal["apptainer", "singularity"] = field("apptainer", "the program that runs the image")
     image: Word = field(..., "the .sif file, on a file system that nodes share")
     binds: list[Word] = field([], "further folders to mount, in the syntax of Apptainer's --bind")
     options: list[Argument] = field(["--nv"], "further arguments of `apptainer exec`")
@@ -150,6 +151,9 @@ def _contradictions(profile: Profile) -> Iterator[str]:
     """Values that are valid by themselves but not together."""
     if profile.apptainer and profile.pyxis:
         yield "apptainer, pyxis: only one of them may be given"
+    hidden = {"--cleanenv", "-e", "--contain-all", "--containall", "-C"}
+    if profile.apptainer and hidden & set(profile.apptainer.options):
+        yield "apptainer.options: --cleanenv and --containall hide the variables of the job from its task"
     least = -(-(profile.signal_seconds + START_SECONDS) // 60)
     for stage in STAGES:
         minutes = profile.resources(stage).minutes

@@ -124,9 +124,16 @@ def intents(folder: LaunchFolder) -> list[tuple[Path, Submission]]:
 def _read_all(folder: LaunchFolder) -> Iterator[tuple[Path, Submission]]:
     for path in sorted(folder.jobs.glob("*.json")):
         content = read_json(path)
-        tasks = tuple(_task_from_json(task) for task in content["tasks"])
-        process = ProcessIdentity(**content["process"]) if content.get("process") else None
-        yield path, Submission(**{**content, "tasks": tasks, "process": process})
+        try:
+            tasks = tuple(_task_from_json(task) for task in content["tasks"])
+            process = ProcessIdentity(**content["process"]) if content.get("process") else None
+            yield path, Submission(**{**content, "tasks": tasks, "process": process})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"is not a record of this version: {error}",
+                where=str(path),
+                remedy="use the version that submitted, or delete the record once its job has ended",
+            ) from None
 
 
 def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:

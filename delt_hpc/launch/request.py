@@ -12,12 +12,12 @@ from delt_hpc.config.options import parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import profile as profiles
 from delt_hpc.launch import queue, records
+from delt_hpc.launch.containers import interpreter
 from delt_hpc.launch.environment import visible_gpus
 from delt_hpc.launch.markers import class_count
 from delt_hpc.launch.plan import DEFAULT_MAX_ARRAY_SIZE, Task
 from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.launch.script import interpreter
 from delt_hpc.run.folder import RunFolder
 
 

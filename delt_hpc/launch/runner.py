@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -27,6 +28,7 @@ from delt_hpc.run.folder import RunFolder
 
 USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
 _POLL_SECONDS = 2.0
+_REQUEUE_SECONDS = 5.0  # between two attempts to requeue while the controller is away
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -72,7 +74,8 @@ class TaskRunner:
             started = records.new_event("started", job, restart)
             records.append_event(folder, self.task, started)
             print(f"{self.task.name}: job {job}, restart {restart}, on {started.host}", flush=True)
-            self._execute_recorded(folder, job, restart, requeue, slurm=environment.name() == "slurm")
+            patient = _patient(requeue, job)
+            self._execute_recorded(folder, job, restart, patient, slurm=environment.name() == "slurm")
 
     def checkpoint(self) -> Any:
         """What submitit runs after a requeue: this runner again."""
@@ -188,6 +191,38 @@ class MissingInputsError(UserError):
 
 class MissingGpuError(UserError):
     """The node has no usable GPU, although the job requests one."""
+
+
+def _patient(requeue: Handler, job: str) -> Handler:
+    """submitit's `requeue`, which fails while the controller is away, and then tries until the controller answers."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        try:
+            requeue(number, frame)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            print("requeueing failed; trying again", flush=True)
+            _requeue(job)
+            sys.exit(stop.EXIT_CODE)
+
+    return handler
+
+
+def _requeue(job: str) -> None:
+    """Requeue the job as soon as the controller answers.
+
+    Raises:
+        QueueError: Slurm refuses it.
+    """
+    while True:
+        try:
+            queue.call("scontrol", "requeue", job)
+            return
+        except queue.QueueRefusedError as error:
+            if not any(text in str(error) for text in queue.TEMPORARY):
+                raise
+        except queue.QueueError:
+            pass
+        time.sleep(_REQUEUE_SECONDS)
 
 
 def is_gpu_failure(error: BaseException) -> bool:

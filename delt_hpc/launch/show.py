@@ -18,6 +18,7 @@ _COLOURS: dict[State, str] = {
     "done": "green",
     "running": "cyan",
     "pending": "yellow",
+    "stopped": "yellow",
     "failed": "red",
     "lost": "red",
     "unknown": "magenta",

@@ -19,11 +19,13 @@ from delt_hpc.recovery.batches import block_size
 from delt_hpc.run.folder import RunFolder
 
 Ask = Callable[[Sequence[str]], dict[str, Entry]]
-State = Literal["done", "running", "pending", "failed", "lost", "unknown", "missing"]
+State = Literal["done", "running", "pending", "stopped", "failed", "lost", "unknown", "missing"]
 LIVE: tuple[State, ...] = ("running", "pending", "unknown")
 
 # Exit codes of `status`, and of `submit --cluster local`, which waits for its tasks.
 ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
+# Events with which a task ends on request, and what they mean.
+_STOPS = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
 COMMENT = "delt-hpc:"  # begins the comment of a job; its token follows
 _SBATCH_TAKES = timedelta(minutes=10)  # at most
 # A process that cannot be seen from here, and has shown no sign of life for so long, is lost.
@@ -97,7 +99,7 @@ def read(config: Config, run: RunFolder, classes: int, ask: Ask = queue.known) -
 
 
 def exit_code(rows: Sequence[Row], problem: str = "") -> int:
-    """0: all done; 3: some run or wait; 4: some failed or lost; 5: some not submitted; 7: Slurm does not answer."""
+    """0: all done; 3: some run or wait; 4: some failed or lost; 5: some stopped or not submitted; 7: no answer."""
     states = {row.state for row in rows}
     if states <= {"done"}:
         return ALL_DONE
@@ -105,7 +107,7 @@ def exit_code(rows: Sequence[Row], problem: str = "") -> int:
         return NO_ANSWER
     if states & {"failed", "lost"} or any(row.stuck for row in rows):
         return FAILED
-    return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED
+    return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED  # or stopped
 
 
 def may_change(rows: Sequence[Row]) -> bool:
@@ -235,13 +237,27 @@ def _state(
         return ("pending" if entry.standing == "pending" else "running"), entry.state + reason
     if problem:
         return "unknown", "Slurm does not answer"
+    return _ended(entry, events)
+
+
+def _ended(entry: Entry | None, events: list[Event]) -> tuple[State, str]:
+    """State and message of a task of Slurm that has ended without its results."""
     message = _last_message(events)
     if entry and entry.state == "OUT_OF_MEMORY":
         return "failed", f"{entry.state}: raise memory_gib in the profile, `submit`"
     if entry:
         message = message or ("no results" if entry.standing == "completed" else "")
-        return "failed", f"{entry.state}: {message}" if message and message.upper() != entry.state else entry.state
-    return ("failed", message) if message else ("lost", "ended without a message" if events else "never started")
+        stopped = entry.state == "CANCELLED" or (_stopped(events) and entry.state != "TIMEOUT")
+        text = f"{entry.state}: {message}" if message and message.upper() != entry.state else entry.state
+        return "stopped" if stopped else "failed", text
+    if not message:
+        return "lost", "ended without a message" if events else "never started"
+    return "stopped" if _stopped(events) else "failed", message
+
+
+def _stopped(events: list[Event]) -> bool:
+    """Whether the task ended on request."""
+    return bool(events) and events[-1].event in _STOPS
 
 
 def _last_message(events: list[Event]) -> str:
@@ -250,8 +266,7 @@ def _last_message(events: list[Event]) -> str:
         return ""
     if events[-1].event in ("failed", "lost_gpu"):
         return events[-1].message
-    texts = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
-    return texts.get(events[-1].event, "")
+    return _STOPS.get(events[-1].event, "")
 
 
 def _restart_reasons(events: list[Event]) -> tuple[str, ...]:
@@ -272,13 +287,13 @@ def _process_state(submission: Submission, events: list[Event], age: float) -> t
     """
     message = _last_message(events)
     if message and events[-1].event != "cancelled":  # a cancelled process may still be saving its state
-        return "failed", message
+        return "stopped" if _stopped(events) else "failed", message
     alive = submission.process.alive() if submission.process else None
     if alive:
         return "running", ""
     if alive is None and age < LOST_AFTER_SECONDS:
         return "unknown", f"a process on {submission.host}; last sign of life {age:.0f} s ago"
-    return ("failed", message) if message else ("lost", "ended without a message")
+    return ("stopped", message) if message else ("lost", "ended without a message")
 
 
 def _progress(markers: Markers, task: Task, finished: bool) -> tuple[int, int]:

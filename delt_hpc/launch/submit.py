@@ -18,6 +18,7 @@ from delt_hpc.config.schema import STAGES, Stage, identity
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import plan, queue, records, status
+from delt_hpc.launch.containers import request_program, requeue_on_request
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.records import Submission
@@ -28,9 +29,7 @@ from delt_hpc.launch.script import (
     COMPILED,
     Script,
     place_task,
-    request_program,
     requeue_if_killed,
-    requeue_on_request,
     text,
 )
 from delt_hpc.launch.status import COMMENT, Row
@@ -195,6 +194,7 @@ def script(request: Request, job: Job, after: str, token: str) -> str:
             comment=f"{COMMENT}{token}",
             before=(*place_task(str(folder.work), token), "export SUBMITIT_EXECUTOR=slurm"),
             notes_signals=True,
+            fallback=shlex.quote(str(folder.work)),
             compiled=shlex.quote(str(request.root / COMPILED)),
             after_command=(
                 *(requeue_on_request(str(folder.work)) if contained else ()),

@@ -149,13 +149,13 @@ def test_a_given_ranking_is_one_task() -> None:
 def test_job_names() -> None:
     names = [job.name("run") for job in plan.jobs(config("recover.batch_size=6"), GPU, 10)]
     assert names == [
-        "run-squeeze",
-        "run-rank-00000-00009",
-        "run-select",
-        "run-recover-00000-00009",
-        "run-aggregate",
-        "run-evaluate-9-trials",
-        "run-report",
+        "squeeze-run",
+        "rank-00000-00009-run",
+        "select-run",
+        "recover-00000-00009-run",
+        "aggregate-run",
+        "evaluate-9-trials-run",
+        "report-run",
     ]
 
 

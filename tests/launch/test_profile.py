@@ -4,7 +4,7 @@ import pytest
 
 from delt_hpc.errors import UserError
 from delt_hpc.launch import profile
-from delt_hpc.launch.script import interpreter
+from delt_hpc.launch.containers import interpreter
 
 
 @pytest.mark.parametrize("name", profile.names())

@@ -2,6 +2,7 @@
 
 import platform
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
-from delt_hpc.launch import markers, records, runner
+from delt_hpc.launch import markers, queue, records, runner
 from delt_hpc.launch.plan import WARM_UP, Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import EARLY_SIGNALS
@@ -147,3 +148,27 @@ def test_the_warm_up_compiles_each_shape_once(run: Path, monkeypatch: pytest.Mon
     (run / "teacher" / "done.json").unlink()  # it needs no results of earlier stages
     runner.TaskRunner(str(run), WARM_UP, 4, gpu=False, stop_seconds=60, shapes=shapes).execute()
     assert tuple(warmed) == shapes
+
+
+def test_requeueing_waits_for_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["slurm_update error: Unable to contact slurm controller (connect failure)", ""]
+    asked: list[tuple[str, ...]] = []
+
+    def call(*command: str) -> str:  # a fake of a controller that is away at first
+        asked.append(command)
+        if text := answers.pop(0):
+            raise queue.QueueRefusedError(text)
+        return ""
+
+    def submitits(number: int, frame: object) -> None:
+        raise subprocess.CalledProcessError(1, ["scontrol", "requeue", "15_3"])
+
+    monkeypatch.setattr(queue, "call", call)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as ended:
+        runner._patient(submitits, "15_3")(signal.SIGUSR2, None)
+    assert ended.value.code == stop.EXIT_CODE
+    assert asked == [("scontrol", "requeue", "15_3")] * 2
+    answers[:] = ["Requested operation is presently disabled"]
+    with pytest.raises(queue.QueueError, match="presently disabled"):
+        runner._patient(submitits, "15_3")(signal.SIGUSR2, None)

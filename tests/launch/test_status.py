@@ -167,7 +167,7 @@ def test_a_live_process_is_running_and_one_of_another_host_unknown(run: RunFolde
         assert cancel.cancel_rows(LaunchFolder(run), [found]) == [found]
         assert lives.poll() is None
         assert cancel.forget_rows(LaunchFolder(run), rows) == [found]
-        assert (row(run, Task("select")).state, row(run, Task("select")).message) == ("failed", "forgotten")
+        assert (row(run, Task("select")).state, row(run, Task("select")).message) == ("stopped", "forgotten")
     finally:
         lives.communicate(b"")
 

@@ -34,7 +34,7 @@ def test_dry_run_prints_the_scripts_without_slurm_and_writes_nothing(
     answer = program("submit", config, "--cluster", "generic-gpu", "--dry-run", "--run", tmp_path / "run")
     assert answer.code == 0, answer.err
     assert answer.out.count("#!/bin/bash\n") == 7
-    assert "#SBATCH --job-name=toy-recover-00000-00003\n" in answer.out
+    assert "#SBATCH --job-name=recover-00000-00003-toy\n" in answer.out
     assert "#SBATCH --dependency=afterok:<squeeze>:<select>\n" in answer.out
     assert f"-m submitit.core._submit {tmp_path}/run/launch/work\n" in answer.out
     assert not (tmp_path / "run").exists()
@@ -46,7 +46,7 @@ def test_recover_tasks_wait_for_the_warm_up_which_waits_for_nothing(
     monkeypatch.setenv("PATH", str(tmp_path))
     arguments = ("submit", "imagenet-1k-resnet18-ipc50", "--cluster", "generic-gpu", "--dry-run")
     scripts = program(*arguments).out.split("#!/bin/bash\n")[1:]
-    names = [re.search(r"--job-name=\S*?ipc50-(\S+)", script)[1] for script in scripts]  # type: ignore[index]
+    names = [re.search(r"--job-name=(\S+)-imagenet-1k-resnet18-ipc50", script)[1] for script in scripts]  # type: ignore[index]
     warm_up, recover = scripts[names.index("recover-warm-up")], scripts[names.index("recover-00000-00999")]
     assert "--dependency" not in warm_up and "--gpus-per-node=1\n" in warm_up
     assert "--dependency=afterok:<squeeze>:<select>,afterany:<warm-up>\n" in recover
@@ -98,8 +98,9 @@ def test_processes_stop_on_ctrl_c_with_their_state_saved(run: Path, program: Pro
     events = run / "launch" / "tasks" / "recover-00000-00001.jsonl"
     assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["started", "stopped"]
     status = program("status", run)
-    assert (status.code, "stopped; resumes when started again" in status.out) == (4, True)
-    assert "stopped on request; started again, the task resumes" in program("logs", run, "--failed").out
+    assert (status.code, "stopped; resumes when started again" in status.out) == (5, True)
+    assert "stopped on request; started again, the task resumes" in program("logs", run, "recover", "-n", "1").out
+    assert "no failed task" in program("logs", run, "--failed").err
 
 
 @pytest.mark.slow
