@@ -82,7 +82,7 @@ def test_disk_counts_raw_pixels_twice_and_a_checkpoint_each() -> None:
     found = estimate.disk(CONFIG, 1000, list(rows({}).values()), 3)
     assert found
     assert found.images == 2 * 10_000 * 3 * 224 * 224
-    assert found.checkpoints == 3 * 100 * 3 * 224 * 224 * 4 * 3
+    assert found.checkpoints == 3 * 10 * 100 * 3 * 224 * 224 * 4 * 3  # ten batches on their way in each task
     unknown = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"name": "own"})})
     assert estimate.disk(unknown, 1000, []) is None
 

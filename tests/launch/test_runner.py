@@ -4,6 +4,7 @@ import platform
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ from delt_hpc.launch.script import EARLY_SIGNALS
 from delt_hpc.recovery.warmup import WarmupResult
 from delt_hpc.run import late, stop
 from delt_hpc.run.folder import RunFolder, write_text
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A task that has ended ignores SIGUSR2; programs that later tests start would inherit that."""
+    before = signal.getsignal(signal.SIGUSR2)
+    yield
+    signal.signal(signal.SIGUSR2, before)
 
 
 def images(run: Path) -> int:

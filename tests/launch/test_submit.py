@@ -91,7 +91,7 @@ def test_processes_stop_on_ctrl_c_with_their_state_saved(run: Path, program: Pro
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.1)
     refused = program("submit", run, "--cluster", "local")
-    assert (refused.code, "another submission of this run is in progress" in refused.err) == (2, True)
+    assert (refused.code, "another submission of this run is in progress" in refused.err) == (2, True), refused
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     output, _ = process.communicate()
     assert (process.returncode, output.splitlines()[-1]) == (130, "recover-00000-00001: stopped")
