@@ -2,7 +2,6 @@
 
 import errno
 import json
-import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Annotated
 
 import typer
 
-from delt_hpc.bench.kernels.command import bench_kernels
-from delt_hpc.bench.stages.command import bench_stages
-from delt_hpc.bench.synthesis.command import bench_synthesis
+from delt_hpc.bench.command import app as bench_app
+from delt_hpc.clean.command import clean
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
+from delt_hpc.export.command import export
 from delt_hpc.launch.commands import register
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
@@ -42,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-bench_app = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
 TrialId = Annotated[
@@ -155,10 +153,36 @@ def check(config: Source, overrides: Set = None, as_json: Json = False, quiet: Q
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the data set and of the run.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Folder with train/ and val/.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.yaml")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a folder of your own images and write a configuration with settings that suit it."""
+    target = out or Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError("exists already", where=str(target), remedy="delete it, or give another file (--out)")
+    from delt_hpc.config.load import load_config, parse_config  # noqa: PLC0415
+
+    parse_config({"name": name, "data": {"name": name}}, "NAME")
+    from delt_hpc.data import check as checking  # noqa: PLC0415
+    from delt_hpc.data.proposal import propose  # noqa: PLC0415
+    from delt_hpc.run.folder import write_text  # noqa: PLC0415
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
+
+    proposal = propose(name, data.absolute(), Reporter(quiet=quiet))
+    write_text(target, proposal.text)
+    typer.echo("\n".join(checking.lines(load_config(str(target)), proposal.checked)))
+    typer.echo(f"written: {target}; read it, then: delt-hpc run {target}")
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None, as_json: Json = False
 ) -> None:
-    """List the recipes, or print one to save and edit."""
+    """List the recipes and methods, or print a recipe to save and edit."""
+    from delt_hpc.config import methods  # noqa: PLC0415
     from delt_hpc.config import recipes as shipped  # noqa: PLC0415
 
     if name:
@@ -171,6 +195,9 @@ def recipes(
     width = max(len(recipe.name) for recipe in listed)
     for recipe in listed:
         typer.echo(f"{recipe.name:{width}}  ipc {recipe.ipc:3}  {recipe.title}")
+    typer.echo("\nmethods, for any of them (--set method=NAME):")
+    for method in methods.names():
+        typer.echo(f"{method:{width}}  {methods.load(method).citation}")
 
 
 @app.command()
@@ -205,43 +232,8 @@ def models(
     typer.echo("\n".join(names))
 
 
-Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
-
-
-@bench_app.command("loading")
-def bench_loading(
-    threads: Annotated[str, typer.Option(help="Numbers of threads or workers to try, separated by commas.")] = "1,2",
-    images: Annotated[int, typer.Option(help="Number of JPEGs of 500 x 375 pixels to read.")] = 512,
-    network: Annotated[str | None, typer.Option(help="Also score the images by this network, as ranking does.")] = None,
-    out: Out = Path("bench"),
-) -> None:
-    """Compare the image loaders: images per second."""
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", threads):
-        raise UserError("must be positive integers", where=f"--threads {threads}", expected="e.g. 1,2,4")
-    from delt_hpc.bench import loading  # noqa: PLC0415
-
-    table = loading.bench([int(count) for count in threads.split(",")], images, network, out)
-    typer.echo(table[["ratio", "backend", "threads", "images_per_s", "spread"]].to_string(index=False))
-    typer.echo(f"table and plot: {out}/loading.csv, {out}/loading.png")
-
-
-@bench_app.command("ranking")
-def bench_ranking(
-    images: Annotated[int, typer.Option(min=20, help="Number of images of each of the eight classes.")] = 32,
-    out: Out = Path("bench"),
-) -> None:
-    """Compare the rankings of backends and precisions."""
-    from delt_hpc.bench import ranking  # noqa: PLC0415
-
-    table = ranking.bench(images, out)
-    typer.echo(table[list(ranking.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.5f}"))
-    typer.echo(f"table: {out}/ranking.csv")
-
-
-bench_app.command("kernels")(bench_kernels)
-bench_app.command("synthesis")(bench_synthesis)
-bench_app.command("stages")(bench_stages)
-
+app.command("export")(export)
+app.command("clean")(clean)
 register(app)
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from delt_hpc.run.folder import (
     writing_folder,
 )
 from delt_hpc.run.progress import Reporter
+from delt_hpc.run.tracker import Trackers
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,12 @@ class Context:
     def validation_set(self) -> ValidationSet:
         """The real validation images, on which teacher and students are measured."""
         return ValidationSet(self.dataset.val, self.dataset.spec, 256, self.loader_config)
+
+    @cached_property
+    def trackers(self) -> Trackers:
+        """Where the values of trainings and recovery are also sent."""
+        config = self.config.model_dump(mode="json")
+        return Trackers(self.config.machine.tracker, self.run.tracking, config, self.reporter.say)
 
     def class_range(self, classes: ClassRange | None) -> ClassRange:
         """The classes to work on; all classes unless a range is given.
@@ -93,7 +101,7 @@ class StageFolder:
         """Whether the work is finished. Finished work with lost or changed files is moved aside: not finished."""
         if not is_done(self.path):
             return False
-        faults = checksums.faults(self.path)
+        faults = checksums.faults(self.path, outside=False)
         if faults:
             self.set_aside(faults)
             return False

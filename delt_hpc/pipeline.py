@@ -15,7 +15,8 @@ from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import digest
 from delt_hpc.models import registry, torchvision_files, weights
-from delt_hpc.run import checksums, stop
+from delt_hpc.recovery.blocks import check_blocks
+from delt_hpc.run import checksums, stop, tracker
 from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
 from delt_hpc.run.lock import locked
 from delt_hpc.run.progress import Reporter
@@ -39,6 +40,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     """
     device = choose_device(config.machine)
     loader.check(config.machine.loader, device)
+    tracker.check(config.machine.tracker)
     run = RunFolder(root)
     if root.exists() and not root.is_dir():
         raise UserError("is not a folder", where=str(root), remedy="give another run folder (--run)")
@@ -46,6 +48,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     classes, size = len(dataset.classes), dataset.spec.size
     teacher = config.teacher
     registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
+    check_blocks(config, classes, size)
     for student in config.evaluate.students:
         registry.check(student, classes, size, where="evaluate.students")
     if teacher.weights:

@@ -20,7 +20,7 @@ from helpers.program import Program
 from PIL import Image
 
 from delt_hpc import cli
-from delt_hpc.config import recipes
+from delt_hpc.config import methods, recipes
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import STAGES
 from delt_hpc.data.catalog.specs import SPECS
@@ -30,7 +30,7 @@ from delt_hpc.launch import environment
 from delt_hpc.models import registry
 from delt_hpc.version import VERSION
 
-COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models", "check", "config")
+COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models", "check", "config", "new")
 
 
 def inside(folder: Path) -> list[str]:
@@ -68,7 +68,9 @@ def test_the_version(program: Program) -> None:
 
 def test_the_recipes_are_listed_by_name(program: Program) -> None:
     answer = program("recipes")
-    assert [line.split()[0] for line in answer.out.splitlines()] == [recipe.name for recipe in recipes.names()]
+    listed, known_methods = answer.out.split("\nmethods, for any of them (--set method=NAME):\n")
+    assert [line.split()[0] for line in listed.splitlines()] == [recipe.name for recipe in recipes.names()]
+    assert [line.split()[0] for line in known_methods.splitlines()] == list(methods.names())
     assert answer.code == 0
 
 

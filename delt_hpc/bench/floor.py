@@ -32,7 +32,7 @@ class Product:
     activations: int
     weights: int
 
-    def seconds(self, images: int, element: int, peak: Peak) -> float:
+    def seconds(self, images: float, element: int, peak: Peak) -> float:
         """It is limited by its FLOPs or by its bytes."""
         moved = element * (self.activations * images + self.weights)
         return max(images * self.flops / peak.flops_per_s, moved / peak.bytes_per_s)
@@ -51,32 +51,32 @@ class Work:
     forward: int
     backward: int
 
-    def flops(self, images: int) -> float:
+    def flops(self, images: float) -> float:
         """Of one iteration of recovery."""
         return 2.0 * images * sum(product.flops for product in self.products)
 
-    def bytes(self, images: int, element: int) -> float:
+    def bytes(self, images: float, element: int) -> float:
         """Of one iteration of recovery, with `element` bytes for each activation and weight."""
         moved = sum(2 * (product.activations * images + product.weights) for product in self.products)
         return float(element * (moved + (self.forward + self.backward) * images))
 
-    def seconds(self, images: int, element: int, peak: Peak) -> float:
+    def seconds(self, images: float, element: int, peak: Peak) -> float:
         """The floor of an iteration of recovery: the forward pass and the gradient of the images."""
         return 2 * self._products(images, element, peak) + self._passes(images, element, peak)
 
-    def inference_seconds(self, images: int, element: int, peak: Peak) -> float:
+    def inference_seconds(self, images: float, element: int, peak: Peak) -> float:
         """The floor of a forward pass."""
         return self._products(images, element, peak) + element * self.forward * images / peak.bytes_per_s
 
-    def training_seconds(self, images: int, element: int, peak: Peak) -> float:
+    def training_seconds(self, images: float, element: int, peak: Peak) -> float:
         """The floor of a training step: the forward pass, and the gradients of weights and of all inputs but images."""
         first = self.products[0].seconds(images, element, peak)
         return 3 * self._products(images, element, peak) - first + self._passes(images, element, peak)
 
-    def _products(self, images: int, element: int, peak: Peak) -> float:
+    def _products(self, images: float, element: int, peak: Peak) -> float:
         return sum(product.seconds(images, element, peak) for product in self.products)
 
-    def _passes(self, images: int, element: int, peak: Peak) -> float:
+    def _passes(self, images: float, element: int, peak: Peak) -> float:
         return element * (self.forward + self.backward) * images / peak.bytes_per_s
 
 

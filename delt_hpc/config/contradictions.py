@@ -14,6 +14,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     """(key, problem with its remedy) for values that are valid alone but not in combination."""
     return [
         *_recovery(config.recover),
+        *_ranking(config),
         *_teacher(config.teacher),
         *_training(config),
         *_data(config.data),
@@ -23,7 +24,9 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
 
 def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
     total, length = recover.iterations, recover.round_length
-    if total % length:
+    if not total and recover.init == "noise":
+        yield "recover.iterations", "0 iterations leave the noise as it is; set recover.init: selected"
+    if total and total % length:
         small = [d for d in range(1, math.isqrt(total) + 1) if total % d == 0]
         divisors = {*small, *(total // d for d in small)}
         near = sorted(sorted(divisors, key=lambda d: abs(d - length))[:4])
@@ -35,6 +38,7 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
         yield "recover.round_iterations", f"{length} gives {recover.rounds} rounds; at most {MAX_ROUNDS} are possible"
     elif recover.batching == "mixed" and recover.rounds > 1:
         yield "recover.batching", "`mixed` batches have a single round; set recover.round_iterations: null"
+    yield from _blocks(recover)
     if recover.engine == "reference":
         if recover.deterministic:
             yield "recover.deterministic", "requires recover.engine: packed"
@@ -43,6 +47,36 @@ def _recovery(recover: Recover) -> Iterator[tuple[str, str]]:
                 "recover.precision",
                 f"{recover.precision}: the reference engine computes in float32; use float32 or auto",
             )
+
+
+def _blocks(recover: Recover) -> Iterator[tuple[str, str]]:
+    blocks, sizes = recover.blocks, recover.block_sizes
+    if sizes and len(sizes) != blocks:
+        yield "recover.block_sizes", f"{len(sizes)} sizes for {blocks} blocks; set recover.blocks: {len(sizes)}"
+    if blocks == 1 and recover.merge < 1:
+        yield "recover.merge", "images are merged with their start between blocks; set recover.blocks above 1"
+    if blocks == 1 or not recover.iterations:
+        return
+    if recover.iterations % blocks:
+        yield "recover.blocks", f"{blocks} does not divide recover.iterations = {recover.iterations}"
+    if recover.rounds > 1:
+        yield "recover.blocks", f"{blocks} blocks require a single round; set recover.round_iterations: null"
+    if recover.merge < 1 and recover.init == "noise":
+        yield "recover.merge", "merging with the start would add noise; set recover.init: selected, or recover.merge: 1"
+    if recover.adam_moments == "run" and sizes and len(set(sizes)) > 1:
+        yield "recover.adam_moments", "run: moments have the size of the images; use per_block, or the same block_sizes"
+
+
+def _ranking(config: Config) -> Iterator[tuple[str, str]]:
+    rank, ipc = config.rank, config.select.ipc
+    if rank.candidates == "images":
+        return
+    if rank.csv:
+        yield "rank.csv", "is a ranking of whole images; remove it, or set rank.candidates: images"
+    if rank.tiles and rank.pool < rank.tiles**2 * ipc:
+        yield "rank.pool", f"{rank.pool} is less than rank.tiles^2 * select.ipc = {rank.tiles**2 * ipc} crops"
+    if rank.tiles and config.data.size and config.data.size % rank.tiles:
+        yield "rank.tiles", f"{rank.tiles} does not divide data.size = {config.data.size}; use 1"
 
 
 def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
@@ -60,7 +94,11 @@ def _teacher(teacher: Teacher) -> Iterator[tuple[str, str]]:
 
 
 def _training(config: Config) -> Iterator[tuple[str, str]]:
-    for key, scale in (("squeeze", config.squeeze.crop_scale), ("evaluate", config.evaluate.crop_scale)):
+    for key, scale in (
+        ("squeeze", config.squeeze.crop_scale),
+        ("rank", config.rank.crop_scale),
+        ("evaluate", config.evaluate.crop_scale),
+    ):
         if scale[0] > scale[1]:
             yield f"{key}.crop_scale", f"{scale}: expected the smallest area first, then the largest"
     warm, epochs = config.squeeze.warmup_epochs, config.squeeze.epochs

@@ -18,6 +18,11 @@ def is_function(name: str) -> bool:
     return ":" in name
 
 
+def is_function_name(text: str) -> bool:
+    """Whether `text` is written as package.module:function."""
+    return bool(_FUNCTION.fullmatch(text))
+
+
 def in_file_names(name: str) -> str:
     """The name with `-` in the place of `/` and `:`, for files and folders: timm/resnet18 -> timm-resnet18."""
     return re.sub("[/:]", "-", name)

@@ -17,8 +17,11 @@ from delt_hpc.config import methods, network_name
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Images = Literal["distilled", "selected", "random"]
-Arm = Literal["distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard"]
+Images = Literal["distilled", "selected", "random", "full"]
+Arm = Literal[
+    "distilled-soft", "distilled-hard", "selected-soft", "selected-hard", "random-soft", "random-hard",
+    "full-soft", "full-hard",
+]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -27,12 +30,16 @@ RecoverPrecision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 
 # The upper limits are far above all sensible values; they refuse typing errors that would take for ever.
 Positive = Annotated[int, Field(ge=1, le=10**6)]
+Iterations = Annotated[int, Field(ge=0, le=10**6)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Crop = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+CropScale = Annotated[list[Crop], Field(min_length=2, max_length=2)]
 NotNegative = Annotated[float, Field(ge=0)]
+MOSAIC_SIZE = 64  # pixels from which on a mosaic has 2 x 2 crops by default (RDED)
+FADRM_SIZES = 200, 224  # the published sizes of images of 224 pixels, in turn
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -50,6 +57,13 @@ def _network_name(name: str) -> str:
     return name
 
 
+def _tracker_name(name: str) -> str:
+    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
+        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
+    return name
+
+
+TrackerName = Annotated[str, AfterValidator(_tracker_name)]
 NetworkName = Annotated[str, AfterValidator(_network_name)]
 MethodName = Annotated[str, AfterValidator(_known_method)]
 
@@ -64,9 +78,21 @@ def value(default: Any, description: str) -> Any:
     return Field(default, description=description)
 
 
+def later(default: Any, description: str) -> Any:
+    """A `value` that is younger than the first run folders: at its default it is left out of the identity.
+
+    So folders that were made before the option existed stay valid.
+    """
+    return Field(default, description=description, json_schema_extra={"later": True})
+
+
 def is_free(field: FieldInfo) -> bool:
+    return _has(field, "free")
+
+
+def _has(field: FieldInfo, mark: str) -> bool:
     extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("free"))
+    return isinstance(extra, dict) and bool(extra.get(mark))
 
 
 class Section(BaseModel):
@@ -120,9 +146,7 @@ class Squeeze(Section):
     momentum: Probability = value(0.9, "Nesterov momentum of SGD; 0: none")
     weight_decay: NotNegative = value(5e-4, "L2 penalty; not applied to biases and BatchNorm")
     label_smoothing: Probability = value(0.0, "label smoothing of the cross-entropy")
-    crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
-        [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
-    )
+    crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     validate_every: Positive = free(1, "epochs between two validations; the last epoch is always validated")
 
@@ -131,6 +155,23 @@ class Rank(Section):
     batch_size: Positive = value(256, "images per forward pass")
     precision: ScorePrecision = value("auto", "autocast type; auto: float16 on a GPU, float32 on a CPU")
     csv: Path | None = value(None, "existing ranking to use instead: a CSV with the columns score, img_path, class")
+    candidates: Literal["images", "crops"] = later(
+        "images",
+        "images: rank all training images; crops: rank the best random crop of each of `pool` images of a class, and"
+        " select mosaics of crops (RDED)",
+    )
+    pool: Positive = later(300, "crops: images of each class to take crops of, drawn at random; all if there are fewer")
+    crops: Annotated[int, Field(ge=1, le=64)] = later(5, "crops: random square crops of each image")
+    crop_scale: CropScale = later([0.08, 1.0], "crops: smallest and largest area of a crop, as a share of the image")
+    tiles: Literal[1, 2] | None = later(
+        None, "crops: number of crops along each side of a mosaic; default: 2 from 64 pixels on, else 1"
+    )
+
+    def tiles_at(self, size: int) -> int:
+        """Crops along each side of a selected image of `size` pixels; 1 where whole images are selected."""
+        if self.candidates == "images":
+            return 1
+        return self.tiles or (2 if size >= MOSAIC_SIZE else 1)
 
 
 class Select(Section):
@@ -168,7 +209,9 @@ class Recover(Section):
         "by_class", "by_class: a batch holds whole classes; mixed: a batch holds one image each of different classes"
     )
     batch_size: Positive = value(100, "images that are optimised together")
-    iterations: Positive = value(4000, "T: iterations per batch")
+    iterations: Iterations = value(
+        4000, "T: iterations per batch; 0: no recovery, the distilled images are those that it would start from"
+    )
     round_iterations: Positive | None = value(500, "RI: iterations per round, a divisor of T; null: one round")
     lr: Rate = value(0.25, "initial learning rate of Adam, on normalised pixels")
     lr_schedule: Literal["run", "per_round"] = value("run", "cosine decay over the whole run, or restarted every round")
@@ -188,6 +231,22 @@ class Recover(Section):
     jitter: Annotated[int, Field(ge=0, le=4096)] = value(
         0, "largest random shift (torch.roll) in each direction, pixels"
     )
+    blocks: Positive = later(
+        1,
+        "equal parts of the run, each at an image size of its own; between two of them the images are resized and"
+        " merged with those that they started from (FADRM)",
+    )
+    block_sizes: Annotated[list[Pixels], Field(min_length=1)] | None = later(
+        None,
+        "image size in each block, pixels, the data set's in the last; default: that of the data set, and with several"
+        " blocks at 224 pixels 200 and 224 in turn, as published",
+    )
+    merge: Annotated[float, Field(gt=0, le=1)] = later(
+        1.0, "a in x <- a x + (1 - a) P, for images x at the end of a block and their start P; 1: no merge"
+    )
+    adam_moments: Literal["per_block", "run"] = later(
+        "per_block", "Adam's moments and step count: new in each block, or kept (only where the size does not change)"
+    )
     image_format: Literal["jpeg", "png", "jpeg75"] = value(
         "jpeg", "jpeg: quality 95, 4:4:4; png: lossless; jpeg75: as published"
     )
@@ -195,12 +254,27 @@ class Recover(Section):
 
     @property
     def round_length(self) -> int:
-        return self.round_iterations or self.iterations
+        return (self.round_iterations or self.iterations) if self.iterations else 0
 
     @property
     def rounds(self) -> int:
-        """Number of rounds, M = T / RI."""
-        return self.iterations // self.round_length
+        """Number of rounds, M = T / RI; one without iterations."""
+        return self.iterations // self.round_length if self.iterations else 1
+
+    def sizes_at(self, size: int) -> tuple[int, ...]:
+        """Image size in each block, pixels, for images of `size` pixels."""
+        if not self.iterations or self.blocks == 1:
+            return (size,)
+        if self.block_sizes:
+            return tuple(self.block_sizes)
+        small, large = FADRM_SIZES
+        first = small if size == large else size
+        return (*(size if block % 2 else first for block in range(self.blocks - 1)), size)
+
+    def pixel_share(self, size: int) -> float:
+        """Pixels that an iteration works on, as a share of those without blocks, on average over the run."""
+        sizes = self.sizes_at(size)
+        return sum(block**2 for block in sizes) / (len(sizes) * size**2)
 
 
 class Evaluate(Section):
@@ -211,8 +285,9 @@ class Evaluate(Section):
         [3407, 4663, 2897], "one training per seed, student and arm"
     )
     arms: Annotated[list[Arm], Field(min_length=1)] = free(
-        ["distilled-soft", "random-soft", "distilled-hard"],
-        "training images (distilled, selected or random real ones) with soft or hard labels",
+        ["distilled-soft", "selected-soft", "random-soft", "distilled-hard"],
+        "training images with soft or hard labels: distilled; as many selected or random real ones; or the full data"
+        " set, for as many epochs, which takes far longer",
     )
     epochs: Positive = value(300, "passes over the student's training images")
     batch_size: Positive = value(50, "images per step")
@@ -226,9 +301,7 @@ class Evaluate(Section):
         None, "temperature of the soft labels; default: 4 with mixup, else 20"
     )
     randaugment: bool = value(True, "apply RandAugment m6 n2 mstd1.0")
-    crop_scale: Annotated[list[Crop], Field(min_length=2, max_length=2)] = value(
-        [0.25, 1.0], "smallest and largest area of the random crop, as a share of the image"
-    )
+    crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
     ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
@@ -244,6 +317,9 @@ class Machine(Section):
     )
     cache_mib: Annotated[int, Field(ge=0, le=2**24)] = free(
         2048, "memory for keeping decoded images between epochs, MiB"
+    )
+    tracker: TrackerName = free(
+        "none", "where losses and accuracies are also sent during the work: none, tensorboard, package.module:function"
     )
 
 
@@ -267,6 +343,17 @@ class Config(Section):
         if not isinstance(given, dict):
             return given
         return {key: {} if body is None and key in SECTIONS else body for key, body in given.items()}
+
+    @property
+    def kind_of_images(self) -> Literal["synthetic", "real", "mosaics"]:
+        """What the distilled images are: optimised ones, real ones, or mosaics of crops of real ones."""
+        if self.recover.iterations:
+            return "synthetic"
+        return "mosaics" if self.rank.candidates == "crops" else "real"
+
+    def images_of_class(self, size: int) -> int:
+        """Real images of each class that the selected images of `size` pixels take: one, or one for each tile."""
+        return self.select.ipc * self.rank.tiles_at(size) ** 2
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -308,6 +395,7 @@ def identity(config: Config, stage: Stage) -> dict[str, Any]:
         flat |= {
             f"{key}.{name}": plain[name]
             for name, field in type(section).model_fields.items()
-            if not is_free(field) or name in fixed
+            if (not is_free(field) or name in fixed)
+            and not (_has(field, "later") and getattr(section, name) == field.default)
         }
     return flat

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from delt_hpc.config import methods
 from delt_hpc.config.schema import Config, Data
 from delt_hpc.data import measure
 from delt_hpc.data.catalog.specs import Colour, image_size, resolve, root_of
@@ -83,8 +84,8 @@ def check(config: Config, reporter: Reporter) -> DataCheck:
     train, val = _split(train_index, folders, train_files), _split(val_index, folders, val_files)
     mean, std = map(measure.colour, measure.moments(pixels)) if pixels.any() else (None, None)
     unreadable = [f"{split.folder}/{line}" for split in (train, val) for line in split.unreadable]
-    errors = [*_setting_errors(data, len(folders), mean, std), *_too_few(config, train, val)]
-    warnings = [*_only_in_val(data), *_rotated(train, val)]
+    errors = [*_setting_errors(data, len(folders), mean, std), *_too_few(config, size, train, val)]
+    warnings = [*_split_problems(data), *_rotated(train, val)]
     (errors if data.on_bad == "raise" else warnings).extend(unreadable)
     return DataCheck(train, val, mean, std, tuple(errors), tuple(warnings))
 
@@ -101,6 +102,7 @@ def lines(config: Config, result: DataCheck) -> Iterator[str]:
         yield f"measured mean {_numbers(result.mean)}, std {_numbers(result.std)}"
     if isinstance(data.mean, list) and isinstance(data.std, list):
         yield f"configured mean {_numbers(data.mean)}, std {_numbers(data.std)}"
+    yield f"method {config.method}: {methods.load(config.method).citation}"
     least = min(result.train.counts.values())
     yield f"select.ipc {ipc}: the smallest class has {least} readable training images"
     yield from (f"warning: {line}" for line in result.warnings)
@@ -122,7 +124,7 @@ def summary(config: Config, dataset: Dataset) -> Iterator[str]:
         f"{spec.name}: {spec.classes} classes, {len(dataset.train)} training and {len(dataset.val)} validation images,"
         f" network input {spec.size} x {spec.size}, {config.select.ipc} distilled images per class"
     )
-    yield from (f"warning: {line}" for line in _only_in_val(config.data))
+    yield from (f"warning: {line}" for line in _split_problems(config.data))
 
 
 def _known_size(data: Data) -> int | None:
@@ -191,16 +193,23 @@ def _setting_errors(data: Data, classes: int, mean: Colour | None, std: Colour |
         yield "data.std: a channel is the same in every pixel, so it cannot be normalised"
 
 
-def _too_few(config: Config, train: SplitCheck, val: SplitCheck) -> Iterator[str]:
-    small = [f"{folder} has {count}" for folder, count in train.counts.items() if count < config.select.ipc]
+def _too_few(config: Config, size: int | None, train: SplitCheck, val: SplitCheck) -> Iterator[str]:
+    ipc, needed = config.select.ipc, config.images_of_class(size) if size else config.select.ipc
+    small = [f"{folder} has {count}" for folder, count in train.counts.items() if count < needed]
     if small:
-        least = min(train.counts.values())
-        yield f"select.ipc: {config.select.ipc} images per class requested, but {some(small)}; use at most {least}"
+        most = min(train.counts.values()) * ipc // needed
+        each = f", of crops of {needed // ipc} images each," if needed > ipc else ""
+        yield f"select.ipc: {ipc} images per class{each} requested, but {some(small)}; use at most {most}"
+    if config.rank.candidates == "crops" and config.rank.pool < needed:
+        yield f"rank.pool: {config.rank.pool} is less than the {needed} crops of the mosaics of a class"
     if not any(val.counts.values()):
         yield f"{val.folder}: no readable image"
 
 
-def _only_in_val(data: Data) -> Iterator[str]:
+def _split_problems(data: Data) -> Iterator[str]:
+    train, val = root_of(data) / data.train, root_of(data) / data.val
+    if train.resolve() == val.resolve():
+        yield "data.val and data.train are the same folder: accuracies will say nothing about new images"
     extra = only_in_val(data)
     if extra:
         yield f"{data.val}/ has class folders that {data.train}/ does not have; they are not used: {some(extra)}"

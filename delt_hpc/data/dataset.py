@@ -18,7 +18,10 @@ from delt_hpc.run.folder import RunFolder, differences, read_json
 _REMEDY = "delete dataset.json; the next command scans the data set again and compares it with what the run has made"
 # Names that files beside the class folders have, in selected/ and distilled/.
 RESERVED = frozenset(
-    ("manifest.csv", "dataset.json", "classes.csv", "README.md", "selected.csv", "done.json", "made_by.json")
+    (
+        *("manifest.csv", "dataset.json", "classes.csv", "README.md"),
+        *("selected.csv", "mosaics.csv", "done.json", "made_by.json", "removed.json"),
+    )
 )
 MAX_NAME_BYTES = 200
 
@@ -51,6 +54,7 @@ def prepare(config: Config, run: RunFolder) -> Dataset:
         )
     _require_unchanged(run, record)
     dataset = open_dataset(config, run)
+    _refuse_mosaics(config, dataset.spec)
     _refuse_small_classes(config, dataset)
     return dataset
 
@@ -157,16 +161,36 @@ def _refuse_overlap(config: Config, run: RunFolder) -> None:
 
 
 def _refuse_small_classes(config: Config, dataset: Dataset) -> None:
-    ipc = config.select.ipc
+    ipc, tiles = config.select.ipc, config.rank.tiles_at(dataset.spec.size)
     counts = dataset.train.counts(len(dataset.classes))
     small = [
         f"{folder} has {count}"
         for folder, count in zip(dataset.classes.folders, counts.tolist(), strict=True)
-        if count < ipc
+        if count < config.images_of_class(dataset.spec.size)
     ]
     if small:
+        each = f", each of crops of {tiles**2} images," if tiles > 1 else ""
         raise UserError(
-            f"{ipc} images per class requested, but {some(small)}",
+            f"{ipc} images per class{each} requested, but {some(small)}",
             where="select.ipc",
-            expected=f"at most {int(counts.min())}, the smallest class",
+            expected=f"at most {int(counts.min()) // tiles**2}, the smallest class",
+        )
+
+
+def _refuse_mosaics(config: Config, spec: DatasetSpec) -> None:
+    """Mosaics that do not fill the image, or need more crops than there are candidates."""
+    rank, needed = config.rank, config.images_of_class(spec.size)
+    if rank.candidates == "images":
+        return
+    if spec.size % rank.tiles_at(spec.size):
+        raise UserError(
+            f"{rank.tiles_at(spec.size)} crops do not fill a side of {spec.size} pixels",
+            where="rank.tiles",
+            remedy="set rank.tiles: 1",
+        )
+    if rank.pool < needed:
+        raise UserError(
+            f"{rank.pool} images give as many crops of a class, but its mosaics need {needed}",
+            where="rank.pool",
+            remedy=f"set rank.pool: {needed} or more, or lower select.ipc",
         )

@@ -20,6 +20,7 @@ from delt_hpc.config.schema import Loader, OnBad
 from delt_hpc.data import pil_loader
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.data.crops import Crops
 from delt_hpc.data.epochs import TrainingBatch, steps
 from delt_hpc.data.index import Index
 from delt_hpc.data.transforms import Augmentation, normalise, quantise
@@ -131,6 +132,42 @@ def evaluation_batches(
         positions,
         spec,
         batch_size,
+        device=loader_config.device,
+        threads=_threads(loader_config, training=False),
+        bad=bad,
+    )
+    return batches
+
+
+def crop_batches(
+    index: Index,
+    positions: np.ndarray,
+    spec: DatasetSpec,
+    batch_size: int,
+    crops: Crops,
+    loader_config: LoaderConfig,
+    bad: BadFiles,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Random crops of the images at the positions, in order; each image is read and decoded once.
+
+    Args:
+        positions: int64 [n], positions in the index.
+        batch_size: images of a batch, each with `crops.number` crops.
+        bad: collects unreadable files.
+
+    Yields:
+        Normalised crops float32 [B, crops.number, 3, crops.side, crops.side] on the device, and the positions of their
+        images int64 [B]. The last batch may be smaller, and so is a batch with skipped files.
+
+    Raises:
+        UserError: naming unreadable files, unless they are skipped.
+    """
+    batches: Iterator[tuple[Tensor, np.ndarray]] = _module(loader_config, training=False).crop_batches(
+        index,
+        positions,
+        spec,
+        batch_size,
+        crops,
         device=loader_config.device,
         threads=_threads(loader_config, training=False),
         bad=bad,

@@ -3,7 +3,7 @@
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from delt_hpc.data.bad_files import BadFile, BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.data.crops import Crops
 from delt_hpc.data.epochs import TrainingBatch, requested_batches
 from delt_hpc.data.index import Index
 from delt_hpc.data.transforms import Augmentation, BadImageError, Pixels, decode, evaluation, normalise, training
@@ -49,7 +50,7 @@ class Sample(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A batch: pixels uint8 [B, S, S, 3], or None if none of its files is readable."""
+    """A batch: pixels uint8 [B, S, S, 3] ([B, N, s, s, 3] of crops), or None if none of its files is readable."""
 
     items: list[Item]
     pixels: Tensor | None
@@ -68,12 +69,28 @@ def evaluation_batches(
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """See `delt_hpc.data.loader.evaluation_batches`. `threads` worker processes load if there are many images."""
     source = _ImageDataset(index, partial(_evaluate, evaluation(spec)))
-    batches = (
-        [Item(position) for position in positions[start : start + batch_size].tolist()]
-        for start in range(0, len(positions), batch_size)
-    )
+    batches = _in_order(positions, batch_size)
     for items, pixels in _load(source, batches, _workers(threads, len(positions)), device, bad):
         yield normalise(pixels, spec), np.asarray([item.position for item in items])
+
+
+def crop_batches(
+    index: Index,
+    positions: np.ndarray,
+    spec: DatasetSpec,
+    batch_size: int,
+    crops: Crops,
+    *,
+    device: torch.device,
+    threads: int,
+    bad: BadFiles,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """See `delt_hpc.data.loader.crop_batches`. `threads` worker processes load if there are many images."""
+    source = _ImageDataset(index, partial(_cut, crops, index.paths))
+    batches = _in_order(positions, batch_size)
+    for items, pixels in _load(source, batches, _workers(threads, len(positions)), device, bad):
+        images = normalise(pixels.flatten(0, 1), spec).unflatten(0, (-1, crops.number))
+        yield images, np.asarray([item.position for item in items])
 
 
 def training_batches(
@@ -113,6 +130,16 @@ def _augment(
     transform: Callable[[Image.Image, Iterator[float]], Pixels], key: tuple[Key, ...], image: Image.Image, item: Item
 ) -> Pixels:
     return transform(image, uniforms(*key, "augment", item.epoch, item.position))
+
+
+def _cut(crops: Crops, paths: Sequence[str], image: Image.Image, item: Item) -> Pixels:
+    """All crops of an image, uint8 [number, side, side, 3]."""
+    return np.stack([crops.cut(image, paths[item.position], number) for number in range(crops.number)])
+
+
+def _in_order(positions: np.ndarray, batch_size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(positions), batch_size):
+        yield [Item(position) for position in positions[start : start + batch_size].tolist()]
 
 
 class _ImageDataset(Dataset[Sample]):

@@ -3,11 +3,17 @@
 from typing import Any
 
 from delt_hpc.config import methods
-from delt_hpc.config.schema import Config
+from delt_hpc.config.schema import Config, Recover
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.version import VERSION
 
 _STRATEGIES = {"medium": "middle", "top": "easiest images", "min": "hardest images"}
+_KINDS = {
+    "synthetic": "synthetic images distilled from",
+    "real": "real images (nothing was optimised) chosen from",
+    "mosaics": "images composed of crops (nothing was optimised) of",
+}
 
 
 def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
@@ -16,9 +22,7 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
     Args:
         teacher: the content of teacher.json.
     """
-    spec, ipc, recover = dataset.spec, config.select.ipc, config.recover
-    classes = len(dataset.classes)
-    rounds = f"{recover.rounds} round{'' if recover.rounds == 1 else 's'}"
+    spec, ipc = dataset.spec, config.select.ipc
     order = (
         "The labels of ImageFolder are those of `classes.csv`."
         if list(dataset.classes.folders) == sorted(dataset.classes.folders)
@@ -26,19 +30,7 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
     )
     return f"""# {spec.name}, distilled: {ipc} image{"" if ipc == 1 else "s"} per class
 
-{classes * ipc} synthetic images distilled from the {len(dataset.train)} training images of `{spec.name}`
-({classes} classes, {spec.size} x {spec.size} pixels).
-
-| | |
-| --- | --- |
-| method | {methods.load(config.method).citation}, delt-hpc {VERSION} |
-| teacher | {_teacher(teacher)} |
-| initial images | {_start(config)} |
-| optimisation | {recover.iterations} iterations, {rounds}, Adam, lr {recover.lr:g} |
-| loss | cross-entropy + {recover.r_bn:g} x distance to the teacher's BatchNorm statistics |
-| seed | {config.seed} |
-| image format | {recover.image_format} |
-| mean, std | {_numbers(spec.mean)}, {_numbers(spec.std)} |
+{how_it_was_made(config, dataset, teacher)}
 
 ## Use
 
@@ -58,14 +50,56 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
 """
 
 
+def how_it_was_made(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
+    """A sentence and a table of method, teacher, settings and normalisation, in Markdown.
+
+    Args:
+        teacher: the content of teacher.json.
+    """
+    spec, recover, classes = dataset.spec, config.recover, len(dataset.classes)
+    count = f"{classes * config.select.ipc} {_KINDS[config.kind_of_images]} the {len(dataset.train)}"
+    return f"""{count} training images of `{spec.name}`
+({classes} classes, {spec.size} x {spec.size} pixels).
+
+| | |
+| --- | --- |
+| method | {methods.load(config.method).citation}, delt-hpc {VERSION} |
+| teacher | {_teacher(teacher)} |
+| initial images | {_start(config, spec)} |
+{_optimisation(recover, spec)}
+| seed | {config.seed} |
+| image format | {recover.image_format} |
+| mean, std | {_numbers(spec.mean)}, {_numbers(spec.std)} |"""
+
+
 def _teacher(teacher: dict[str, Any]) -> str:
     top1 = teacher["val_accuracy"]
     return f"{teacher['model']}, {teacher['weights']}" + ("" if top1 is None else f", {top1:.2f} % top-1")
 
 
-def _start(config: Config) -> str:
+def _optimisation(recover: Recover, spec: DatasetSpec) -> str:
+    """Rows of the table."""
+    if not recover.iterations:
+        return "| optimisation | none |"
+    rounds = f"{recover.rounds} round{'' if recover.rounds == 1 else 's'}"
+    if recover.blocks > 1:
+        rounds = f"blocks at {', '.join(map(str, recover.sizes_at(spec.size)))} pixels, merge {recover.merge:g}"
+    return f"""\
+| optimisation | {recover.iterations} iterations, {rounds}, Adam, lr {recover.lr:g} |
+| loss | cross-entropy + {recover.r_bn:g} x distance to the teacher's BatchNorm statistics |"""
+
+
+def _start(config: Config, spec: DatasetSpec) -> str:
+    rank = config.rank
     if config.recover.init == "noise":
         return "Gaussian noise"
+    if rank.candidates == "crops":
+        tiles = rank.tiles_at(spec.size)
+        order = {"random": "drawn at random", "medium": "of medium score"} | {"top": "easiest", "min": "hardest"}
+        return (
+            f"mosaics of {tiles} x {tiles} crops ({order[config.select.strategy]}) of the best of {rank.crops} crops"
+            f" of each of {rank.pool} images of a class"
+        )
     if config.select.strategy == "random":
         return "training images drawn at random"
     ranking = "an existing ranking" if config.rank.csv else "the teacher's ranking"

@@ -31,6 +31,8 @@ class Row:
         efficiency: of recover: share of a task's time that is work.
         warm_up: a job of its own compiles first.
         in_flight: recovery batches that a task works on at the same time, at most.
+        pixels: of recover with blocks of smaller images: the average share of the pixels of a full image that an
+            iteration works on; None without such blocks, or where the image size is not known.
     """
 
     stage: Stage
@@ -47,6 +49,7 @@ class Row:
     efficiency: float | None = None
     warm_up: bool = False
     in_flight: int = 0
+    pixels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def rows(
         wanted, rate = profile.resources(stage), rates.get(stage)
         passes = [works.of(task) for task in tasks]
         lost = planning.lost_seconds(config, profile, rate.passes_per_s) if rate and stage == "recover" else 0.0
-        each = [(p / rate.passes_per_s + lost) / 3600 for p in passes if p is not None] if rate else []
+        each = [0.0] * passes.count(0)
+        if rate:
+            each = [(p / rate.passes_per_s + lost) / 3600 for p in passes if p is not None]
         known = len(each) == len(tasks)
         running = min(wanted.parallel, slots or wanted.parallel, len(tasks))
         found.append(
@@ -100,6 +105,7 @@ def rows(
                 planning.efficiency(config, profile, tasks[0]) if stage == "recover" else None,
                 any(task.warm_up for job in arrays for task in job.tasks),
                 planning.in_flight(config, profile, tasks[0]) if stage == "recover" else 0,
+                _pixels(config) if stage == "recover" else None,
             )
         )
     return found
@@ -117,13 +123,24 @@ def makespan(durations: Sequence[float], slots: int) -> float:
 def disk(config: Config, classes: int, planned: Sequence[Row], slots: int | None = None) -> Disk | None:
     """Of the whole run; None where the image size is not known. Each batch on its way has a checkpoint."""
     running = sum(min(row.tasks, row.parallel, slots or row.tasks) * row.in_flight for row in planned)
-    size = config.data.size or (SPECS[config.data.name].size if config.data.name in SPECS else None)
+    size = _size(config)
     if size is None:
         return None
     pixels = PLANES * size * size
     largest = max(len(batch.entries) for batch in plan(classes, config.select.ipc, config.recover))
     # Recovered images lie in recover/ and, aggregated, in distilled/.
     return Disk(2 * classes * config.select.ipc * pixels, running * largest * pixels * 4 * CHECKPOINT_TENSORS)
+
+
+def _size(config: Config) -> int | None:
+    """Height and width of the images, pixels; None where it is not known before the data set is read."""
+    return config.data.size or (SPECS[config.data.name].size if config.data.name in SPECS else None)
+
+
+def _pixels(config: Config) -> float | None:
+    size = _size(config)
+    share = config.recover.pixel_share(size) if size else 1.0
+    return share if share < 1 else None
 
 
 class Work:
@@ -138,17 +155,20 @@ class Work:
     def of(self, task: Task) -> int | None:
         config, images = self.config, self.classes * self.config.select.ipc
         if task.stage == "squeeze":
-            if config.teacher.source != "train":
-                return 0  # weights are read
-            return self.train_images * config.squeeze.epochs if self.train_images else None
+            epochs = config.squeeze.epochs if config.teacher.source == "train" else 0  # else weights are read
+            return epochs and (self.train_images * epochs if self.train_images else None)
         if task.stage == "rank":
             classes = task.classes or ClassRange(0, self.classes - 1)
+            if config.rank.candidates == "crops":
+                each = min(config.rank.pool, (self.train_images or config.rank.pool * self.classes) // self.classes)
+                return each * config.rank.crops * len(classes)
             return self.train_images * len(classes) // self.classes if self.train_images else None
         if task.stage == "recover":
             assert task.classes
             return sum(self._passes.get(c, 0) for c in task.classes.indices)
         if task.stage == "evaluate":
-            return images * config.evaluate.epochs
+            shown = self.train_images if task.trial and task.trial.images == "full" else images
+            return shown * config.evaluate.epochs if shown else None
         return images
 
 

@@ -152,9 +152,9 @@ def lost_turns(config: Config, profile: Profile) -> float:
 
     A turn takes the time of one batch's passes, at the modelled speed.
     """
-    rate = modelled.rates(config, profile).get("recover")
-    if not rate:
-        return fill_turns(config, profile)
+    rate, fill = modelled.rates(config, profile).get("recover"), fill_turns(config, profile)
+    if not rate or not fill:
+        return fill
     return lost_seconds(config, profile, rate.passes_per_s) * rate.passes_per_s / _turn(config)
 
 
@@ -201,7 +201,7 @@ def compiles(config: Config, profile: Profile) -> bool:
     """Whether recover tasks certainly compile; on a CPU `compile: auto` depends on the work and the processor."""
     recover = config.recover
     wanted = recover.compile is True or (recover.compile == "auto" and _on_gpu(config, profile))
-    return wanted and recover.engine != "reference"
+    return wanted and recover.engine != "reference" and recover.iterations > 0
 
 
 def _on_gpu(config: Config, profile: Profile) -> bool:

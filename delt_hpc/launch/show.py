@@ -58,8 +58,15 @@ def plan(console: Console, rows: Sequence[PlanRow], disk: Disk | None, slots: in
         without = f"; without {', '.join(left_out)}" if left_out else ""
         guess = " by a model, not by measurement" if any(row.rate and not row.rate.records for row in known) else ""
         console.print(f"GPU hours {gpu:.2f}{guess}; wall time {wall:.2f} h, {at}{without}; waiting not counted")
+    for row in rows:
+        if row.pixels is not None:
+            console.print(
+                f"  {row.stage}: blocks of smaller images, on average {row.pixels:.1%} of the pixels of a full image;"
+                " hours by a speed that was measured on full images are that much too long"
+            )
     for row in known:
-        assert row.rate
+        if not row.rate:  # there is nothing to do
+            continue
         count = f", {row.rate.records} measured" if row.rate.records else ""
         console.print(
             f"  {row.stage}: {row.rate.passes_per_s:,.1f} image-iterations/s on {row.rate.device}"

@@ -1,10 +1,13 @@
 """Selection of images from a class's ranking. Their order matters: it decides the round in which an image enters."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from delt_hpc.config.schema import Config
+from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.keyed_random import Key, digest
 
 TABLE = "selected.csv"
@@ -12,9 +15,17 @@ COLUMNS = ("class_index", "class", "number", "img_path", "score", "file")
 
 
 def read(folder: Path) -> pd.DataFrame:
-    """Read the table of selected/: one row an image, in class-map order."""
+    """Read the table of selected/: one row an image, in class-map order.
+
+    `img_path` of a mosaic is the paths of its images with `manifest.SEPARATOR` between them.
+    """
     texts = {"class": str, "img_path": str, "file": str}
     return pd.read_csv(folder / TABLE, dtype=texts, keep_default_na=False)
+
+
+def spec_of(config: Config, spec: DatasetSpec) -> DatasetSpec:
+    """How selected images become network input: mosaics have its size already, so they are not resized and cropped."""
+    return replace(spec, resize=spec.size) if config.rank.candidates == "crops" else spec
 
 
 def choose(strategy: str, paths: Sequence[str], ipc: int, *key: Key) -> list[int]:

@@ -10,11 +10,23 @@ from delt_hpc.errors import UserError, some
 from delt_hpc.run.folder import write_csv
 
 COLUMNS = ("score", "img_path", "class", "class_index")
+CROP = "crop"  # the number of the ranked crop, in rankings of crops
 _TYPES = {"img_path": str, "class": str, "class_index": np.int64}
 
 
-def rank_class(index: Index, positions: np.ndarray, scores: np.ndarray, folder: str, class_index: int) -> pd.DataFrame:
-    """The ranking of one class: by descending score, equal scores by path."""
+def rank_class(
+    index: Index,
+    positions: np.ndarray,
+    scores: np.ndarray,
+    folder: str,
+    class_index: int,
+    crops: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """The ranking of one class: by descending score, equal scores by path.
+
+    Args:
+        crops: in a ranking of crops, the number of each image's best crop.
+    """
     table = pd.DataFrame(
         {
             "score": scores.astype(np.float64),
@@ -23,12 +35,15 @@ def rank_class(index: Index, positions: np.ndarray, scores: np.ndarray, folder: 
             "class_index": class_index,
         }
     )
+    if crops is not None:
+        table[CROP] = crops
     return table.sort_values(["score", "img_path"], ascending=[False, True], ignore_index=True)
 
 
 def write_ranking(path: Path, table: pd.DataFrame) -> None:
     """Write a CSV file, with enough digits to read back the float64 scores exactly."""
-    write_csv(path, lambda file: table.to_csv(file, index=False, columns=list(COLUMNS)))
+    columns = [name for name in (*COLUMNS, CROP) if name in table]
+    write_csv(path, lambda file: table.to_csv(file, index=False, columns=columns))
 
 
 def read_ranking(path: Path) -> pd.DataFrame:

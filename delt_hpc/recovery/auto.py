@@ -56,7 +56,7 @@ def estimate_compilation(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         teacher(torch.zeros(1, 3, size, size, device=device))
     # The backward pass to the images costs as much as the forward pass; weights have no gradients.
-    flops_per_image = 2 * counter.get_total_flops()
+    flops_per_image = 2 * counter.get_total_flops() * recover.pixel_share(size)
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in teacher.modules())
     return CompileEstimate(image_iterations * flops_per_image / UNCOMPILED_FLOPS, layers * COMPILE_SECONDS_PER_LAYER)
 

@@ -5,7 +5,7 @@ import torch
 
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.ranking import selection
-from delt_hpc.recovery import images
+from delt_hpc.recovery import blocks, images
 from delt_hpc.recovery.batches import Batch
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.state import State
@@ -48,7 +48,7 @@ class BatchFolder:
                 return State.load(self._stage.checkpoint, _CPU)
             except DamagedCheckpointError as error:
                 self._stage.set_checkpoint_aside(error)
-        return State.start(self._initial())
+        return blocks.start(self._initial(), self._context.config.recover)
 
     def save(self, state: State) -> None:
         state.save(self._stage.checkpoint)
@@ -68,7 +68,8 @@ class BatchFolder:
         for round_index, seconds in enumerate(state.round_seconds):
             active = self.batch.active(round_index)
             self._stage.record(
-                self.batch.id, active, active * schedule.round_length, seconds=seconds, round=round_index,
+                self.batch.id, active, active * schedule.round_length, seconds=seconds,
+                round=round_index if schedule.iterations else None,
                 data_wait_s=wait_seconds if round_index == 0 else 0.0,
                 compile_s=compile_seconds if round_index == 0 else 0.0,
             )  # fmt: skip
@@ -79,7 +80,8 @@ class BatchFolder:
         config, spec = self._context.config, self._context.dataset.spec
         if config.recover.init == "noise":
             return images.noise(self.batch, spec, config.seed, "noise")
-        return images.load_selected(self.batch, self._context.run.selected, self._selected(), spec)
+        uncropped = selection.spec_of(config, spec)
+        return images.load_selected(self.batch, self._context.run.selected, self._selected(), uncropped)
 
     def _sources(self) -> list[str]:
         """The path of the real image that each image started from; empty strings for noise."""

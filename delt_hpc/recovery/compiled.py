@@ -14,9 +14,9 @@ R = TypeVar("R")
 
 
 def compile_with_fallback(function: Callable[P, R], *, deterministic: bool) -> Callable[P, R]:
-    """The function, compiled as one graph at its first call with a shape.
+    """The function, compiled as one graph at its first call with a shape, together with its backward pass.
 
-    If compilation fails, a warning names the reason, and the function runs uncompiled from then on.
+    If either fails to compile, a warning names the reason, and the function runs uncompiled from then on.
 
     Args:
         deterministic: compile each shape by itself, because code for dynamic shapes depends on which shapes came
@@ -28,6 +28,8 @@ def compile_with_fallback(function: Callable[P, R], *, deterministic: bool) -> C
     # Recompute activations in the backward pass from the inputs of BatchNorm, which are kept in any case, instead of
     # storing masks and float32 activations as well. The step is bound by memory traffic.
     torch._functorch.config.ban_recompute_used_far_apart = False
+    # Otherwise the backward pass is compiled when it first runs, where a failure would not be seen here.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     compiled = torch.compile(function, fullgraph=True, dynamic=False if deterministic else None)
     failed = False
 

@@ -128,7 +128,8 @@ def draw_key(seed: int, batch: Batch) -> tuple[Key, ...]:
 def adam_table(layout: Layout, iterations: int, recover: Recover) -> np.ndarray:
     """Adam's step sizes: float64 [iterations, N, 2], (lr / (1 - b1^c), 1 / sqrt(1 - b2^c)), zeros for padding.
 
-    c counts the steps of the batch or of the single image, as `recover.adam_steps` says.
+    c counts the steps of the batch or of the single image, as `recover.adam_steps` says, in its block if
+    `recover.adam_moments` says so.
     """
     schedule, (beta1, beta2) = Schedule.of(recover), recover.betas
     table = np.zeros((iterations, layout.images, 2))
@@ -136,11 +137,12 @@ def adam_table(layout: Layout, iterations: int, recover: Recover) -> np.ndarray:
         if segment.scheduled is None:
             continue
         t = segment.scheduled.t + np.arange(iterations)
+        block_start = np.array([schedule.adam_start(int(iteration)) for iteration in t])
         entered = np.zeros(segment.images, int)
         if recover.adam_steps == "per_entry":
             entries = segment.scheduled.batch.entries[: segment.images]
             entered = np.array([entry.round for entry in entries]) * schedule.round_length
-        counts = t[:, None] + 1 - entered[None, :]
+        counts = t[:, None] + 1 - np.maximum(entered[None, :], block_start[:, None])
         lr = np.array([schedule.lr(int(iteration)) for iteration in t])
         table[:, first : first + segment.images, 0] = lr[:, None] / (1 - beta1**counts)
         table[:, first : first + segment.images, 1] = 1 / np.sqrt(1 - beta2**counts)

@@ -144,6 +144,7 @@ class Engine:
             scheduled.t,
             list(state.curve),
             list(state.round_seconds),
+            state.initial,
         )
         copied.check_finite(scheduled.batch.id)
         return copied

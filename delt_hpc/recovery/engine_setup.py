@@ -1,7 +1,7 @@
 """The one place that assembles the packed engine: network, numeric format, packing plan, capacity, engine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.recovery import memory
 from delt_hpc.recovery.auto import resolve_auto
 from delt_hpc.recovery.batches import Batch
+from delt_hpc.recovery.block_engine import BlockEngine
 from delt_hpc.recovery.engine import Engine, fuse
 from delt_hpc.recovery.precision import NumericFormat
 from delt_hpc.recovery.schedule import Schedule
@@ -24,12 +25,14 @@ class EngineSetup:
     Attributes:
         recover: with values in the place of `auto`; see `auto.resolve_auto`.
         all_batches: those of the whole run, from `batches.plan`.
+        sizes: image size in each block, pixels.
     """
 
-    engine: Engine
+    engine: BlockEngine
     packing: PackingPlan
     recover: Recover
     all_batches: Sequence[Batch]
+    sizes: tuple[int, ...]
 
     def scheduler(self, batches: Sequence[Batch], iterations_done: Mapping[str, int] | None = None) -> BatchScheduler:
         """A scheduler that runs these batches to the end.
@@ -42,7 +45,7 @@ class EngineSetup:
         numbered = self.all_batches if self.recover.deterministic else batches
         lanes = {batch.id: i % self.packing.lanes for i, batch in enumerate(numbered)}
         waiting = [ScheduledBatch(batch, lanes[batch.id], done.get(batch.id, 0)) for batch in batches]
-        return BatchScheduler(waiting, self.packing, Schedule.of(self.recover))
+        return BatchScheduler(waiting, self.packing, Schedule.of(self.recover), self.sizes)
 
 
 def build_engine(
@@ -81,5 +84,12 @@ def build_engine(
             segments = min(segments, max_segments)
         packing = PackingPlan.of(count, recover.rounds, segments, recover.deterministic)
     capacity = Capacity.of(all_batches, packing)
-    engine = Engine(network, recover, spec, seed, packing, capacity, numeric_format, device=device, dtype=dtype)
-    return EngineSetup(engine, packing, recover, all_batches)
+    sizes = recover.sizes_at(spec.size)
+    engines = {
+        size: Engine(
+            network, recover, replace(spec, size=size), seed, packing, capacity, numeric_format,
+            device=device, dtype=dtype,
+        )
+        for size in dict.fromkeys(sizes)
+    }  # fmt: skip
+    return EngineSetup(BlockEngine(engines, recover, spec.size), packing, recover, all_batches, sizes)

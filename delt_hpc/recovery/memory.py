@@ -42,13 +42,16 @@ def choose_segments(
         return recover.rounds
     images = max(len(batch.entries) for batch in all_batches)
     pass_bytes_per_image = measure_bytes_per_image(network, numeric_format, spec, images, device)
-    state_bytes_per_image = 3 * 4 * 3 * spec.size**2  # the image and two moments, float32, 3 channels
+    sizes = set(recover.sizes_at(spec.size))
+    state_bytes_per_image = sum(3 * 4 * 3 * size**2 for size in sizes)  # the image and two moments, float32, 3 channels
 
     def bytes_needed(segments: int) -> float:
         packing = PackingPlan.of(batch_count, recover.rounds, segments, recover.deterministic)
         capacity = Capacity.of(all_batches, packing)
-        # Twice: a new shape runs without a graph first, while the graphs of smaller shapes still hold their memory.
-        return 2 * capacity.images * pass_bytes_per_image + packing.segments * capacity.slot * state_bytes_per_image
+        # A new shape runs without a graph first, while the graphs of smaller shapes and other sizes hold their memory.
+        return (
+            1 + len(sizes)
+        ) * capacity.images * pass_bytes_per_image + packing.segments * capacity.slot * state_bytes_per_image
 
     available = (1 - RESERVE) * torch.cuda.mem_get_info(device)[0]
     return largest_that_fits(bytes_needed, available, min(batch_count, MAX_LANES * recover.rounds))

@@ -12,6 +12,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.keyed_random import Key
 from delt_hpc.recovery.augmentation import augment, draw_view
 from delt_hpc.recovery.batches import Batch
+from delt_hpc.recovery.blocks import begin_block
 from delt_hpc.recovery.objective import Objective
 from delt_hpc.recovery.precision import backend_flags
 from delt_hpc.recovery.schedule import Schedule
@@ -36,6 +37,7 @@ def recover(
 
     An image takes part from its entry round on; before, it is neither computed nor changed. Each iteration augments all
     active images in the same way, takes one step of Adam on the objective and clamps to the range of valid pixels.
+    Between two blocks, images are resized and merged with their start (`blocks`).
     Convolutions and matrix products are computed in float32, in TF32 only if asked for.
 
     Args:
@@ -57,7 +59,7 @@ def recover(
         while state.t < schedule.iterations:
             start, t, round_index = time.perf_counter(), state.t, schedule.round(state.t)
             active, lr, smallest = batch.active(round_index), schedule.lr(t), schedule.smallest_crop(t)
-            view = draw_view(spec.size, smallest, spec.mirror, recover_config.jitter, *key, t)
+            view = draw_view(state.images.shape[-1], smallest, spec.mirror, recover_config.jitter, *key, t)
             images = state.images[:active].detach().requires_grad_()
             loss = objective(augment(images, view), labels[:active])
             (gradient,) = torch.autograd.grad(loss.total, images)
@@ -70,6 +72,8 @@ def recover(
                 raise not_finite("losses", batch.id, t)
             state.curve.append((t, round_index, active, lr, smallest, *values))
             state.t += 1
+            if schedule.starts_block(state.t):
+                begin_block(state, recover_config, spec.size)
             state.add_seconds(round_index, time.perf_counter() - start)
             after_iteration(state, active)
     state.check_finite(batch.id)
@@ -94,11 +98,15 @@ def adam(state: State, gradient: Tensor, lr: float, betas: Sequence[float], coun
 def step_counts(batch: Batch, schedule: Schedule, adam_steps: str, t: int, active: int) -> Tensor:
     """Adam's step number of each active image: that of the batch (`shared`, as published) or since the image's entry.
 
+    Where Adam starts anew in each block, the number is counted from the start of the block.
+
     With `shared`, the first step of an image that enters late is lr (1 - b1) / sqrt(1 - b2), which is 1.58 lr for the
     published betas 0.5 and 0.9.
     """
+    block_start = schedule.adam_start(t)
     entered = [
-        entry.round * schedule.round_length if adam_steps == "per_entry" else 0 for entry in batch.entries[:active]
+        max(block_start, entry.round * schedule.round_length) if adam_steps == "per_entry" else block_start
+        for entry in batch.entries[:active]
     ]
     return torch.tensor([t + 1 - start for start in entered], dtype=torch.float64)
 

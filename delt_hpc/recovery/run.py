@@ -20,6 +20,7 @@ from delt_hpc.recovery.engine_setup import EngineSetup, build_engine
 from delt_hpc.recovery.schedule import Schedule
 from delt_hpc.recovery.scheduler import ScheduledBatch, run_batches
 from delt_hpc.recovery.state import State
+from delt_hpc.recovery.tracking import CurveTracker
 from delt_hpc.run import stop
 from delt_hpc.run.progress import Bar
 
@@ -40,8 +41,8 @@ def recover_batches(
     schedule = Schedule.of(context.config.recover)
     title = f"recover {folders[0].batch.id}" if len(folders) == 1 else f"recover {len(folders)} batches"
     total = sum(image_iterations_of(folder.batch, schedule, schedule.iterations) for folder in folders)
-    with AsyncFiles() as files, context.reporter.bar(title, total) as bar:
-        job = _Job(context, folders, files, bar)
+    with AsyncFiles() as files, context.reporter.bar(title, total) as bar, CurveTracker(context) as tracker:
+        job = _Job(context, folders, files, bar, tracker)
         if context.config.recover.engine == "reference":
             _run_reference(job, network)
         else:
@@ -57,6 +58,7 @@ def _run_reference(job: "_Job", network: nn.Module) -> None:
 
         def after_iteration(state: State, active: int, folder: BatchFolder = folder) -> None:
             job.bar.advance(active, f"loss {state.curve[-1][5]:.3f}")
+            job.tracker.log(folder.batch.id, state)
             if job.timer.due() and state.t < config.recover.iterations:
                 state.check_finite(folder.batch.id)
                 job.save({folder.batch.id: state.to(torch.device("cpu"))})
@@ -122,6 +124,8 @@ def _run_engine(job: "_Job", setup: EngineSetup) -> bool:
         nonlocal note
         losses = [state.curve[-1][5] for _, state in in_flight if state.curve]
         note = f"loss {sum(losses) / len(losses):.3f}" if losses else ""
+        for scheduled, state in in_flight:
+            job.tracker.log(scheduled.batch.id, state)
         if job.timer.due():
             # All snapshots before the first write: one that is not finite raises, and then all checkpoints stay as they
             # were.
@@ -157,8 +161,10 @@ class _CheckpointTimer:
 class _Job:
     """What both engines need: the unfinished batches, their files, the progress bar."""
 
-    def __init__(self, context: Context, folders: Sequence[BatchFolder], files: AsyncFiles, bar: Bar) -> None:
-        self.context, self.bar = context, bar
+    def __init__(
+        self, context: Context, folders: Sequence[BatchFolder], files: AsyncFiles, bar: Bar, tracker: CurveTracker
+    ) -> None:
+        self.context, self.bar, self.tracker = context, bar, tracker
         self.folders = {folder.batch.id: folder for folder in folders}
         # Loaded before the work starts, because they say how far each batch is.
         self.checkpoints = {folder.batch.id: folder.load() for folder in folders if folder.started}
@@ -183,6 +189,7 @@ class _Job:
         else:
             state = self.folders[batch.id].load()
         self._wait_seconds[batch.id] = self._wait_seconds.get(batch.id, 0.0) + time.perf_counter() - start
+        self.tracker.start(batch.id, state)
         return state
 
     def read_ahead(self, batches: Sequence[Batch]) -> None:
@@ -199,6 +206,7 @@ class _Job:
 
     def finish(self, batch: Batch, state: State, compile_seconds: float, segments: int) -> None:
         """Write the results of a batch in the background. Compilation is recorded with the first finished batch."""
+        self.tracker.finish(batch.id, state)
         self.finished.add(batch.id)
         seconds = 0.0 if self._compilation_recorded else compile_seconds
         self._compilation_recorded = True

@@ -1,4 +1,4 @@
-"""Entry rounds of images, and learning rate and smallest crop of each iteration (DELT, section 3.2)."""
+"""Entry rounds of images, and learning rate and smallest crop of each iteration (DELT, section 3.2); blocks (FADRM)."""
 
 import math
 from dataclasses import dataclass
@@ -37,6 +37,8 @@ class Schedule:
     min_crop: float
     crop_schedule: str
     milestone: float
+    blocks: int = 1
+    adam_moments: str = "per_block"
 
     @staticmethod
     def of(recover: Recover) -> "Schedule":
@@ -48,14 +50,35 @@ class Schedule:
             recover.min_crop,
             recover.crop_schedule,
             recover.milestone,
+            recover.blocks,
+            recover.adam_moments,
         )
 
     @property
     def rounds(self) -> int:
-        return self.iterations // self.round_length
+        return self.iterations // self.round_length if self.iterations else 1
 
     def round(self, t: int) -> int:
         return t // self.round_length
+
+    @property
+    def block_length(self) -> int:
+        return self.iterations // self.blocks
+
+    def block(self, t: int) -> int:
+        return t // self.block_length
+
+    def starts_block(self, t: int) -> bool:
+        """Whether iteration t is the first of a block other than the first one."""
+        return 0 < t < self.iterations and t % self.block_length == 0
+
+    def iterations_to_border(self, t: int) -> int:
+        """Iterations from t to the end of its round or block, whichever comes first."""
+        return min(length - t % length for length in (self.round_length, self.block_length))
+
+    def adam_start(self, t: int) -> int:
+        """The iteration from which on Adam counts its steps at iteration t."""
+        return t - t % self.block_length if self.adam_moments == "per_block" else 0
 
     def lr(self, t: int) -> float:
         """lr0 (1 + cos(pi t / T)) / 2 over the run, or over each round."""

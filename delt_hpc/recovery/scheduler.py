@@ -109,10 +109,19 @@ class BatchScheduler:
     """Decides which batches take part in the next pass.
 
     A waiting batch enters when its place in its lane is free: place 0 for a new batch, a later one for a resumed batch.
+
+    Args:
+        sizes: image size in each block, pixels; by default there is one block.
     """
 
-    def __init__(self, waiting: Sequence[ScheduledBatch], packing: PackingPlan, schedule: Schedule) -> None:
-        self._packing, self._schedule = packing, schedule
+    def __init__(
+        self,
+        waiting: Sequence[ScheduledBatch],
+        packing: PackingPlan,
+        schedule: Schedule,
+        sizes: Sequence[int] = (0,),
+    ) -> None:
+        self._packing, self._schedule, self._sizes = packing, schedule, sizes
         # The most advanced ones first: a batch cannot overtake another in its lane.
         self._waiting = sorted(waiting, key=lambda scheduled: -scheduled.t)
         self._in_flight: list[ScheduledBatch] = []
@@ -145,14 +154,26 @@ class BatchScheduler:
         return entered
 
     def running(self) -> list[ScheduledBatch]:
-        """The batches of the next pass, by place and lane. A batch whose next place is still occupied pauses."""
-        running = [s for s in self._in_flight if s.place == self._packing.place(self._schedule.round(s.t))]
+        """The batches of the next pass, by place and lane.
+
+        A batch whose next place is still occupied pauses. Images of a pass have the same size, so if batches that were
+        resumed are in blocks of different sizes, most of them go on, and the others pause; of equally many, those that
+        are least advanced go on, and so catch up.
+        """
+        by_size: dict[int, list[ScheduledBatch]] = {}
+        for s in sorted(self._in_flight, key=lambda scheduled: scheduled.t):
+            if s.place == self._packing.place(self._schedule.round(s.t)):
+                by_size.setdefault(self._sizes[self._schedule.block(s.t)], []).append(s)
+        running = max(by_size.values(), key=len, default=[])
         return sorted(running, key=lambda scheduled: (scheduled.place, scheduled.lane))
 
-    def iterations_to_round_end(self) -> int:
-        """Iterations until the first of the running batches reaches the end of its round."""
-        length = self._schedule.round_length
-        return min(length - scheduled.t % length for scheduled in self.running())
+    def iterations_to_border(self) -> int:
+        """Iterations until the first of the running batches reaches the end of its round or block."""
+        return min(self._schedule.iterations_to_border(scheduled.t) for scheduled in self.running())
+
+    def starts_block(self, scheduled: ScheduledBatch) -> bool:
+        """Whether the batch is about to begin a block other than the first one."""
+        return self._schedule.starts_block(scheduled.t)
 
     def advance(self, iterations: int) -> list[ScheduledBatch]:
         """Count iterations of the running batches; remove and return the finished ones."""
@@ -173,7 +194,7 @@ class BatchScheduler:
 
 
 class BatchEngine(Protocol):
-    """What `run_batches` needs of the packed engine; see `engine.Engine`."""
+    """What `run_batches` needs of the packed engine; see `block_engine.BlockEngine`."""
 
     def enter(self, scheduled: ScheduledBatch, state: State) -> None: ...
 
@@ -186,6 +207,8 @@ class BatchEngine(Protocol):
     ) -> int: ...
 
     def snapshot(self, scheduled: ScheduledBatch, state: State) -> State: ...
+
+    def begin_block(self, scheduled: ScheduledBatch, state: State) -> None: ...
 
 
 def run_batches(
@@ -213,7 +236,10 @@ def run_batches(
             engine.enter(scheduled, state)
         running = scheduler.running()
         running_states = [states[scheduled.batch.id] for scheduled in running]
-        done = engine.run(running, running_states, scheduler.iterations_to_round_end(), after_iteration)
+        done = engine.run(running, running_states, scheduler.iterations_to_border(), after_iteration)
         for scheduled in scheduler.advance(done):
             finish(scheduled, engine.snapshot(scheduled, states.pop(scheduled.batch.id)))
+        for scheduled in running:
+            if scheduler.starts_block(scheduled):
+                engine.begin_block(scheduled, states[scheduled.batch.id])
         after_run([(scheduled, states[scheduled.batch.id]) for scheduled in scheduler.in_flight])

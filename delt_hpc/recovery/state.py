@@ -21,6 +21,8 @@ class State:
         t: iterations done.
         curve: one row per iteration: t, round, active, lr, smallest crop, loss, cross-entropy, BatchNorm distance.
         round_seconds: seconds spent in each round.
+        initial: the images before the first iteration, at the size of the distilled images; only for runs that merge
+            with them (`blocks`).
     """
 
     images: Tensor
@@ -30,15 +32,17 @@ class State:
     t: int = 0
     curve: list[tuple[float, ...]] = field(default_factory=list)
     round_seconds: list[float] = field(default_factory=list)
+    initial: Tensor | None = None
 
     @staticmethod
-    def start(images: Tensor) -> "State":
+    def start(images: Tensor, initial: Tensor | None = None) -> "State":
         """The state before the first iteration."""
         return State(
             images.clone(),
             torch.zeros_like(images),
             torch.zeros_like(images),
             images.new_full((len(images),), torch.nan),
+            initial=initial,
         )
 
     def to(self, device: torch.device) -> "State":
@@ -46,7 +50,11 @@ class State:
         images, exp_avg, exp_avg_sq, cross_entropy = (
             tensor.to(device, copy=True) for tensor in (self.images, self.exp_avg, self.exp_avg_sq, self.cross_entropy)
         )
-        return State(images, exp_avg, exp_avg_sq, cross_entropy, self.t, list(self.curve), list(self.round_seconds))
+        initial = None if self.initial is None else self.initial.to(device, copy=True)
+        return State(
+            *(images, exp_avg, exp_avg_sq, cross_entropy),
+            *(self.t, list(self.curve), list(self.round_seconds), initial),
+        )
 
     def add_seconds(self, round_index: int, seconds: float) -> None:
         """Add to the time spent in a round."""

@@ -11,7 +11,7 @@ from delt_hpc.data.catalog.specs import SPECS, DatasetSpec, resolve
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.models import registry
-from delt_hpc.recovery import compile_cache, images
+from delt_hpc.recovery import blocks, compile_cache, images
 from delt_hpc.recovery.auto import estimate_compilation
 from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.cuda_graph import WARM_UP
@@ -47,8 +47,11 @@ def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) ->
         classes: the range of one task; the shapes depend on how many batches a task has. All classes by default.
 
     Raises:
-        UserError: image size or class count are not known yet, or the network does not support them.
+        UserError: image size or class count are not known yet, or the network does not support them; or the run has no
+            iterations.
     """
+    if not config.recover.iterations:
+        raise UserError("there is nothing to compile", where="recover.iterations: 0")
     device, spec = choose_device(config.machine), spec_of(config, run)
     check_device(config.recover, device)
     registry.check(config.teacher.model, spec.classes, spec.size, where="teacher.model", needs_batch_norm=True)
@@ -70,7 +73,7 @@ def warmup(config: Config, run: RunFolder, classes: ClassRange | None = None) ->
     scheduler = setup.scheduler(batches[: 2 * setup.packing.segments])
 
     def load(scheduled: ScheduledBatch) -> State:
-        return State.start(images.noise(scheduled.batch, spec, 0, "warmup"))
+        return blocks.start(images.noise(scheduled.batch, spec, 0, "warmup"), recover)
 
     run_batches(setup.engine, scheduler, load, lambda scheduled, state: None)
     compile_cache.pack(folder)
@@ -95,7 +98,8 @@ def spec_of(config: Config, run: RunFolder) -> DatasetSpec:
 
 
 def shortened(recover: Recover) -> Recover:
-    """The same number of rounds, each just long enough for its CUDA graph to be recorded and replayed."""
-    length = min(WARM_UP + 2, recover.round_length)
-    rounds = None if recover.round_iterations is None else length
-    return recover.model_copy(update={"iterations": length * recover.rounds, "round_iterations": rounds})
+    """The same number of rounds and blocks, each just long enough for its CUDA graph to be recorded and replayed."""
+    parts = max(recover.rounds, recover.blocks)  # one of them is 1
+    length = min(WARM_UP + 2, recover.iterations // parts)
+    round_length = None if recover.round_iterations is None else length * parts // recover.rounds
+    return recover.model_copy(update={"iterations": length * parts, "round_iterations": round_length})

@@ -11,7 +11,8 @@ from delt_hpc.config.network_name import in_file_names
 from delt_hpc.config.schema import Arm, Config
 from delt_hpc.errors import some
 from delt_hpc.report import tables
-from delt_hpc.report.content import ArmResult, Missing, Spread, StudentCurve, Training
+from delt_hpc.report.content import ArmResult, Difference, Missing, Spread, StudentCurve, Training
+from delt_hpc.report.paired import paired, verdict
 from delt_hpc.run.folder import RunFolder, is_done
 
 RESULT, HISTORY = "result.json", "history.csv"
@@ -41,6 +42,28 @@ def by_arm(trainings: Sequence[Training]) -> tuple[ArmResult, ...]:
     for training in trainings:
         groups[training.student, training.arm].append(training)
     return tuple(_result(group) for group in groups.values())
+
+
+def differences(results: Sequence[ArmResult]) -> tuple[Difference, ...]:
+    """Distilled images against all others, for each student and kind of labels that both were trained with."""
+    found = []
+    for distilled in (result for result in results if result.images == "distilled"):
+        for base in results:
+            comparable = (base.student, base.labels) == (distilled.student, distilled.labels)
+            if base.images == "distilled" or not comparable:
+                continue
+            points = paired(_by_seed(distilled), _by_seed(base))
+            if points:
+                found.append(Difference(base.student, base.labels, base.images, points, verdict(points)))
+    return tuple(found)
+
+
+def _by_seed(result: ArmResult) -> dict[int, float]:
+    return {training.seed: training.final for training in result.trainings}
+
+
+def folder_of(run: RunFolder, training: Training) -> Path:
+    return run.evaluate / f"{in_file_names(training.student)}-{training.seed}-{training.arm}"
 
 
 def curves(run: RunFolder, trainings: Sequence[Training]) -> tuple[StudentCurve, ...]:
@@ -91,8 +114,7 @@ def _result(group: Sequence[Training]) -> ArmResult:
 def _curve(run: RunFolder, result: ArmResult) -> StudentCurve:
     at: dict[int, list[float]] = defaultdict(list)
     for training in result.trainings:
-        folder = run.evaluate / f"{in_file_names(training.student)}-{training.seed}-{training.arm}"
-        table = tables.read(folder / HISTORY, ["epoch", "val_accuracy"]).dropna()
+        table = tables.read(folder_of(run, training) / HISTORY, ["epoch", "val_accuracy"]).dropna()
         for epoch, accuracy in zip(table["epoch"], table["val_accuracy"], strict=True):
             at[int(epoch)].append(float(accuracy))
     over_seeds = {epoch: spread(at[epoch]) for epoch in sorted(at)}

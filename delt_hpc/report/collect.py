@@ -1,6 +1,7 @@
 """Collects the content of the report from the run folder; parts that do not exist yet are listed as missing."""
 
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -9,8 +10,19 @@ from delt_hpc.config.schema import Config
 from delt_hpc.data import bad_files
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.recovery.batches import plan
-from delt_hpc.report import accuracy, costs, losses, method, tables
-from delt_hpc.report.content import ArmResult, Costs, Diversity, Headline, LeftOut, Missing, Report, Spread, TeacherCard
+from delt_hpc.report import accuracy, by_class, costs, losses, method, tables
+from delt_hpc.report.content import (
+    ArmResult,
+    Costs,
+    Difference,
+    Diversity,
+    Headline,
+    LeftOut,
+    Missing,
+    Report,
+    TeacherCard,
+)
+from delt_hpc.report.links import links
 from delt_hpc.report.samples import Pair, choose_samples
 from delt_hpc.run import timing
 from delt_hpc.run.folder import RunFolder, is_done, read_json
@@ -35,12 +47,16 @@ def collect(
     """
     trainings = accuracy.trainings(run, config)
     results = accuracy.by_arm(trainings)
+    differences = accuracy.differences(results)
+    classes = by_class.collect(run, results, _distilled_arm(results), dataset.classes)
     batches = losses.finished(run)
     recovery = losses.average(batches, config.recover)
     spent = costs.add_up(timing.gather(run))
     teacher = _teacher(run)
+    published = methods.load(config.method)
     missing = {
         "accuracy": accuracy.missing(trainings, config),
+        "classes": classes if isinstance(classes, Missing) else None,
         "samples": None if pairs else Missing("There is no distilled data set yet.", "aggregate"),
         "recovery": _missing_batches(config, dataset, len(batches)),
         "costs": None if spent else Missing("There are no timing records."),
@@ -48,16 +64,21 @@ def collect(
         "teacher": None if teacher else Missing("There is no teacher yet.", "squeeze"),
     }
     return Report(
-        headline=_headline(config, dataset, len(pairs), teacher, results, spent),
+        headline=_headline(config, dataset, len(pairs), teacher, results, differences, spent),
         accuracy=results,
+        differences=differences,
         students=accuracy.curves(run, trainings),
+        by_class=None if isinstance(classes, Missing) else classes,
         samples=choose_samples(pairs, dataset.classes),
         recovery=recovery,
         costs=spent,
         diversity=diversity if isinstance(diversity, Diversity) else None,
         teacher=teacher,
         steps=method.steps(config, dataset.spec),
-        reference=methods.load(config.method).sentence,
+        reference=published.sentence,
+        paper=published.paper,
+        links=links(run),
+        command=shlex.join(["delt-hpc", "run", str(run.config), "--run", f"{run.root}-again"]),
         read_by=_reader(run),
         left_out=_left_out(run),
         config=config.model_dump(mode="json"),
@@ -83,12 +104,12 @@ def _headline(
     distilled: int,
     teacher: TeacherCard | None,
     results: Sequence[ArmResult],
+    differences: Sequence[Difference],
     spent: Costs | None,
 ) -> Headline:
     images = distilled or config.select.ipc * len(dataset.classes)
     best = _distilled_arm(results)
-    on_distilled = best.final if best else None
-    on_random = _random_arm(results, best)
+    random = _random_arm(results, best)
     recover = [stage.seconds for stage in spent.stages if stage.stage == "recover"] if spent else []
     return Headline(
         run=config.name,
@@ -105,9 +126,9 @@ def _headline(
         teacher_accuracy=teacher.val_accuracy if teacher else None,
         student=best.student if best else None,
         labels=best.labels if best else None,
-        distilled=on_distilled,
-        random=on_random,
-        gain=on_distilled.mean - on_random.mean if on_distilled and on_random else None,
+        distilled=best.final if best else None,
+        random=random.final if random else None,
+        difference=_difference(differences, random),
         recover_seconds=recover[0] if recover else None,
     )
 
@@ -119,15 +140,24 @@ def _distilled_arm(results: Sequence[ArmResult]) -> ArmResult | None:
     return next((result for labels in ("soft", "hard") for result in of_first_student if result.labels == labels), None)
 
 
-def _random_arm(results: Sequence[ArmResult], distilled: ArmResult | None) -> Spread | None:
+def _difference(differences: Sequence[Difference], random: ArmResult | None) -> Difference | None:
+    if not random:
+        return None
+    key = (random.student, random.images, random.labels)
+    return next((found for found in differences if (found.student, found.base, found.labels) == key), None)
+
+
+def _random_arm(results: Sequence[ArmResult], distilled: ArmResult | None) -> ArmResult | None:
     """The result of the same student, with the same labels, on random real images."""
     if not distilled:
         return None
     key = (distilled.student, "random", distilled.labels)
-    return next((result.final for result in results if (result.student, result.images, result.labels) == key), None)
+    return next((result for result in results if (result.student, result.images, result.labels) == key), None)
 
 
 def _missing_batches(config: Config, dataset: Dataset, finished: int) -> Missing | None:
+    if not config.recover.iterations:
+        return Missing("Nothing was optimised (0 iterations): the distilled images are the initial images.")
     planned = len(plan(len(dataset.classes), config.select.ipc, config.recover))
     if finished >= planned:
         return None

@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from delt_hpc.report.paired import Interval
+
 
 @dataclass(frozen=True)
 class Missing:
@@ -28,8 +30,25 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How much better a student is on distilled images than on others, with the same labels.
+
+    Attributes:
+        base: the other images.
+        points: paired difference of the final accuracies over the seeds that both have, percentage points.
+        verdict: the same in words.
+    """
+
+    student: str
+    labels: str
+    base: str
+    points: Interval
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Headline:
-    """Accuracies in per cent; `gain` in percentage points; `ratio`: real training images per distilled image."""
+    """Accuracies in per cent; `ratio`: real training images per distilled image."""
 
     run: str
     method: str
@@ -47,7 +66,7 @@ class Headline:
     labels: str | None
     distilled: Spread | None
     random: Spread | None
-    gain: float | None
+    difference: Difference | None
     recover_seconds: float | None
 
 
@@ -95,6 +114,55 @@ class StudentCurve:
     epochs: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Accuracy on the validation images of a class, mean over the seeds, per cent, by the student's images."""
+
+    index: int
+    folder: str
+    name: str
+    images: int
+    accuracy: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Confused:
+    """The share of the validation images of a class that students take for another class, per cent."""
+
+    true: str
+    predicted: str
+    share: float
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """The final students of the headline, class by class.
+
+    Attributes:
+        shown: the students' images, in the order of the columns.
+        seeds: of the students on distilled images.
+        confused: the most frequent confusions of the students on distilled images.
+        confusion: share of each class (row) that these take for each class (column), per cent; None for many classes.
+    """
+
+    student: str
+    labels: str
+    shown: tuple[str, ...]
+    seeds: int
+    classes: tuple[ClassResult, ...]
+    confused: tuple[Confused, ...]
+    confusion: tuple[tuple[float, ...], ...] | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """A file or folder of the run; `target` is relative to report/."""
+
+    title: str
+    target: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -219,7 +287,9 @@ class LeftOut:
 class Report:
     headline: Headline
     accuracy: tuple[ArmResult, ...]
+    differences: tuple[Difference, ...]
     students: tuple[StudentCurve, ...]
+    by_class: ByClass | None
     samples: tuple[SampleClass, ...]
     recovery: LossCurve | None
     costs: Costs | None
@@ -227,6 +297,9 @@ class Report:
     teacher: TeacherCard | None
     steps: tuple[Step, ...]
     reference: str
+    paper: str | None
+    links: tuple[Link, ...]
+    command: str
     read_by: str | None
     left_out: tuple[LeftOut, ...]
     config: dict[str, Any]

@@ -15,16 +15,23 @@ from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.report.content import Diversity
 from delt_hpc.report.samples import Pair
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder
 
 
 def measure(
-    run: RunFolder, dataset: Dataset, pairs: Sequence[Pair], batch_size: int, device: torch.device
+    run: RunFolder,
+    dataset: Dataset,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    device: torch.device,
+    initial_spec: DatasetSpec | None = None,
 ) -> Diversity:
     """Diversity of all distilled images, and of their initial images if all of them have one.
 
     Args:
         pairs: at least one.
+        initial_spec: how initial images become network input; the data set's unless given.
 
     Raises:
         UserError: there is no teacher, it has no linear layer, or an image is unreadable.
@@ -34,10 +41,10 @@ def measure(
     # Distilled images already have the network's input size, so they are not cropped.
     uncropped = replace(dataset.spec, resize=dataset.spec.size)
     distilled = _features(network, run.distilled, [pair.distilled for pair in pairs], uncropped, batch_size, device)
-    initial = [pair.initial for pair in pairs if pair.initial]
+    initial = [checksums.located(run.selected, pair.initial) for pair in pairs if pair.initial]
     similarity = None
     if len(initial) == len(pairs):
-        features = _features(network, run.selected, initial, dataset.spec, batch_size, device)
+        features = _features(network, run.selected, initial, initial_spec or dataset.spec, batch_size, device)
         similarity = mean_cosine_to_centroid(features, labels)
     return Diversity(similarity, mean_cosine_to_centroid(distilled, labels), len(pairs), len(set(labels)))
 

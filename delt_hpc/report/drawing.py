@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from delt_hpc.report.palette import light, themed
 
-SIZE = (5.4, 2.9)  # inches
+SIZE = (5.4, 2.9)  # inches, width and height
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -62,10 +62,10 @@ class Chart:
     png: bytes
 
 
-def chart(name: str, title: str, note: str, draw: Callable[[Axes], None]) -> Chart:
-    """Make a chart; `draw` draws it on empty axes."""
+def chart(name: str, title: str, note: str, draw: Callable[[Axes], None], height: float = SIZE[1]) -> Chart:
+    """Make a chart `height` inches high; `draw` draws it on empty axes."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure.add_subplot())
         return Chart(name, title, note, _svg(figure, name, title), _png(figure))

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from delt_hpc.config.network_name import in_file_names
-from delt_hpc.report.content import ArmResult, LossCurve, Report, RoundCost, StudentCurve, TeacherCard
+from delt_hpc.report import class_figures
+from delt_hpc.report.content import ArmResult, Difference, LossCurve, Report, RoundCost, StudentCurve, TeacherCard
 from delt_hpc.report.drawing import Chart, chart
 from delt_hpc.report.palette import light
 
@@ -22,7 +23,11 @@ def draw(report: Report) -> dict[str, list[Chart]]:
     """The charts of each section; sections without data have none."""
     teacher, recovery, costs = report.teacher, report.recovery, report.costs
     return {
-        "accuracy": _accuracy(report.accuracy, report.students, teacher.val_accuracy if teacher else None),
+        "accuracy": [
+            *_accuracy(report.accuracy, report.students, teacher.val_accuracy if teacher else None),
+            *_differences(report.differences),
+        ],
+        "classes": class_figures.draw(report.by_class) if report.by_class else [],
         "recovery": _recovery(recovery) if recovery else [],
         "costs": _rounds(costs.rounds) if costs and len(costs.rounds) > 1 else [],
         "teacher": _teacher(teacher) if teacher and teacher.epochs else [],
@@ -78,6 +83,28 @@ def _bars(axes: Axes, results: Sequence[ArmResult], teacher: float | None) -> No
         axes.axvline(teacher, color=light("teacher"), linewidth=1.3, zorder=0.9)
         top = axes.get_xaxis_transform()
         axes.text(teacher, 1.01, "teacher", transform=top, ha="center", va="bottom", color=light("teacher"))
+
+
+def _differences(differences: Sequence[Difference]) -> list[Chart]:
+    shown = [difference for difference in differences if difference.points.half_width is not None]
+    if not shown:
+        return []
+    note = "Points, with 95 % intervals over seeds. An interval that contains 0: not distinguishable."
+    title = "Distilled images against others"
+    return [chart("differences", title, note, partial(_intervals, differences=shown), 1.0 + 0.42 * len(shown))]
+
+
+def _intervals(axes: Axes, differences: Sequence[Difference]) -> None:
+    for row, difference in enumerate(differences):
+        points, colour = difference.points, light(difference.base)
+        axes.errorbar(points.mean, row, xerr=points.half_width, color=colour, linewidth=2, capsize=4, marker="o")
+    several = len({difference.student for difference in differences}) > 1
+    names = [f"{d.student}, " * several + f"against {d.base}, {d.labels}" for d in differences]
+    axes.set_yticks(range(len(differences)), names, color=light("text"))
+    axes.set_ylim(len(differences) - 0.5, -0.5)
+    axes.axvline(0, color=light("muted"), linewidth=1.2, zorder=0.9)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("points")
 
 
 def _curves(axes: Axes, curves: Sequence[StudentCurve]) -> None:

@@ -20,7 +20,12 @@ def finished(run: RunFolder) -> list[Path]:
 
 
 def average(batches: Sequence[Path], recover: Recover) -> LossCurve | None:
-    """Mean over the batches at each recorded iteration; None without batches. Reads one table at a time."""
+    """Mean over the batches at each recorded iteration; None without batches or iterations.
+
+    Reads one table at a time.
+    """
+    if not recover.iterations:
+        return None
     sums = pd.DataFrame(columns=[*_VALUES, "batches"], dtype=float)
     for folder in batches:
         table = tables.read(folder / CURVE, ["iteration", *_VALUES]).set_index("iteration").assign(batches=1.0)

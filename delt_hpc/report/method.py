@@ -1,6 +1,6 @@
 """A description of the run: one or two sentences per stage, from the configuration alone."""
 
-from delt_hpc.config.schema import Config
+from delt_hpc.config.schema import Config, Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.report.content import Step
 
@@ -11,14 +11,19 @@ _ORDER = {
     "random": "drawn at random",
 }
 
+_NOT_RECOVERED = {
+    "real": "No pixel was optimised (0 iterations): the distilled images are the selected real images.",
+    "mosaics": "No pixel was optimised (0 iterations): the distilled images are the mosaics.",
+}
+
 
 def steps(config: Config, spec: DatasetSpec) -> tuple[Step, ...]:
     """The stages of the run in order."""
     texts = {
         "squeeze": _squeeze(config),
         "rank": _rank(config, spec),
-        "select": f"Selected {config.select.ipc} images of each class to start from: {_ORDER[config.select.strategy]}.",
-        "recover": _recover(config),
+        "select": _select(config, spec),
+        "recover": _recover(config, spec) if config.recover.iterations else _NOT_RECOVERED[config.kind_of_images],
         "aggregate": "The images of all batches, one folder per class; every file was checked and has a checksum.",
         "evaluate": _evaluate(config),
     }
@@ -40,13 +45,33 @@ def _squeeze(config: Config) -> str:
 def _rank(config: Config, spec: DatasetSpec) -> str:
     if config.rank.csv:
         return "An existing ranking of the real training images was used."
+    if config.rank.candidates == "crops":
+        rank, side = config.rank, spec.size // config.rank.tiles_at(spec.size)
+        smallest, largest = rank.crop_scale
+        return (
+            f"Of each class {rank.pool} real training images (or all) were drawn at random, and of each image"
+            f" {rank.crops} square crops of {smallest:g} to {largest:g} of its area. A crop, resized to {side} pixels"
+            f" and padded with zeros to {spec.size}, was scored by the teacher's probability of the true class. Each"
+            " image is ranked by its best crop."
+        )
     return (
         "Every real training image was scored by the teacher's probability of its true class"
         f" (resized to {spec.resize}, centre crop of {spec.size} pixels)."
     )
 
 
-def _recover(config: Config) -> str:
+def _select(config: Config, spec: DatasetSpec) -> str:
+    ipc, order = config.select.ipc, _ORDER[config.select.strategy]
+    if config.rank.candidates == "images":
+        return f"Selected {ipc} images of each class to start from: {order}."
+    tiles = config.rank.tiles_at(spec.size)
+    return (
+        f"Composed {ipc} mosaics of {tiles} x {tiles} crops for each class to start from; they have these of the ranked"
+        f" crops: {order}."
+    )
+
+
+def _recover(config: Config, spec: DatasetSpec) -> str:
     recover = config.recover
     start = "the selected images" if recover.init == "selected" else "Gaussian noise"
     rounds = "in one round"
@@ -59,7 +84,22 @@ def _recover(config: Config) -> str:
     return (
         f"Starting from {start}, pixels were optimised for {recover.iterations} iterations {rounds}: cross-entropy plus"
         f" {recover.r_bn:g} times the distance to the teacher's BatchNorm statistics, on random crops"
-        f" {crops} {recover.min_crop:g} of the area, Adam with learning rate {recover.lr:g}."
+        f" {crops} {recover.min_crop:g} of the area, Adam with learning rate {recover.lr:g}.{_blocks(recover, spec)}"
+    )
+
+
+def _blocks(recover: Recover, spec: DatasetSpec) -> str:
+    if recover.blocks == 1:
+        return ""
+    merged = (
+        f" Between two blocks, {recover.merge:g} of an image was kept and {1 - recover.merge:g} of its start added."
+        if recover.merge < 1
+        else ""
+    )
+    sizes = ", ".join(map(str, recover.sizes_at(spec.size)))
+    return (
+        f" The run has {recover.blocks} blocks, at {sizes} pixels:"
+        f" {recover.pixel_share(spec.size):.1%} of the pixels of a run at {spec.size} pixels.{merged}"
     )
 
 

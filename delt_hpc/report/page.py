@@ -1,6 +1,7 @@
 """Renders the report as one self-contained HTML page and as Markdown; all inserted text is escaped."""
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from delt_hpc.config.schema import STAGES
 from delt_hpc.report import formats, palette
 from delt_hpc.report.content import Report
 from delt_hpc.report.drawing import Chart
+from delt_hpc.report.samples import SMALL
 
 _HERE = Path(__file__).parent
 _FILTERS = {
@@ -33,19 +35,32 @@ _FILTERS = {
 }
 
 
-def html(report: Report, charts: Mapping[str, Sequence[Chart]], strips: Mapping[int, bytes]) -> str:
-    """The HTML page, without references to other files.
+def html(
+    report: Report,
+    charts: Mapping[str, Sequence[Chart]],
+    pictures: Mapping[int, Sequence[tuple[bytes, bytes | None]]],
+) -> str:
+    """The HTML page. It loads nothing; its links lead to the paper and to files of the run folder.
 
     Args:
         charts: those of each section.
-        strips: the PNG of each sample class, by class index.
+        pictures: files of the distilled and the initial image (None: noise) of the samples, by class index.
     """
     environment = _environment(autoescape=True)
-    environment.filters["data_url"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    environment.filters["data_url"] = _data_url
     environment.filters["drawing"] = Markup
+    script = (_HERE / "viewer.js").read_text(encoding="utf-8")
     style = Markup(palette.css() + (_HERE / "style.css").read_text(encoding="utf-8"))
     return environment.get_template("report.html.j2").render(
-        **_context(report), charts=charts, strips=strips, style=style, configuration=_yaml(report)
+        **_context(report),
+        charts=charts,
+        pictures=pictures,
+        style=style,
+        script=Markup(script),
+        # The only script that the page's own policy lets a browser run.
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        small=SMALL,
+        configuration=_yaml(report),
     )
 
 
@@ -54,7 +69,10 @@ def markdown(report: Report, charts: Mapping[str, Sequence[Chart]]) -> str:
     environment = _environment(autoescape=False)
     environment.finalize = _escape_markdown
     text = environment.get_template("report.md.j2").render(
-        **_context(report), charts=charts, configuration=Fenced(_yaml(report))
+        **_context(report),
+        charts=charts,
+        configuration=Fenced(_yaml(report), "yaml"),
+        command=Fenced(f"{report.command}\n"),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -62,9 +80,9 @@ def markdown(report: Report, charts: Mapping[str, Sequence[Chart]]) -> str:
 class Fenced(str):
     """A fenced block of code; the fence is longer than any run of backticks in it."""
 
-    def __new__(cls, code: str) -> "Fenced":
+    def __new__(cls, code: str, language: str = "") -> "Fenced":
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
-        return super().__new__(cls, f"{fence}yaml\n{code}{fence}")
+        return super().__new__(cls, f"{fence}{language}\n{code}{fence}")
 
 
 def _environment(*, autoescape: bool) -> Environment:
@@ -88,6 +106,11 @@ def _context(report: Report) -> dict[str, Any]:
         "method": methods.load(report.headline.method).title,
         "to_run": [stage for stage in STAGES if stage in stages_to_run],
     }
+
+
+def _data_url(image: bytes) -> str:
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode()
 
 
 def _yaml(report: Report) -> str:

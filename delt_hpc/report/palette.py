@@ -9,7 +9,7 @@ class Colour:
     dark: str
 
 
-# Blue, teal and amber are distinguishable with the common forms of colour blindness, on white and on black.
+# Blue, teal, amber and magenta are distinguishable with the common forms of colour blindness, on white and on black.
 COLOURS: dict[str, Colour] = {
     "page": Colour("#f5f6f8", "#0f1217"),
     "card": Colour("#ffffff", "#181c23"),
@@ -20,6 +20,7 @@ COLOURS: dict[str, Colour] = {
     "distilled": Colour("#2b6be0", "#77a8ff"),
     "selected": Colour("#12937f", "#47cbb5"),
     "random": Colour("#d2741a", "#f4a95c"),
+    "full": Colour("#b8326f", "#ff8fbd"),
     "teacher": Colour("#7656d6", "#ac97ff"),
     "active": Colour("#d3e1fa", "#253859"),
     "warn": Colour("#fff6e5", "#2e2615"),

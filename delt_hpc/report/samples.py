@@ -1,5 +1,6 @@
 """Distilled images beside the real images they started from: which of them to show, and their picture."""
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from delt_hpc.distilled.manifest import MANIFEST
 from delt_hpc.ranking import selection
 from delt_hpc.report import tables
 from delt_hpc.report.content import SampleClass, SampleImage
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder
 
-CELL, GAP = 96, 8  # pixels of an image in the picture, and between two images
+CELL, GAP = 96, 8  # pixels of an image in the strip of a class, and between two images
+SMALL = 64  # images of at most so many pixels are enlarged without interpolation
 Item = TypeVar("Item")
 
 
@@ -36,6 +39,14 @@ class Pair:
     initial: str | None
     entry_round: int
     iterations: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A distilled image, and the real image it started from unless that was noise."""
+
+    distilled: Image.Image
+    initial: Image.Image | None
 
 
 def read_pairs(run: RunFolder) -> list[Pair]:
@@ -86,27 +97,54 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def draw_strip(run: RunFolder, sample: SampleClass, spec: DatasetSpec) -> Image.Image:
-    """The sample images of a class side by side, RGBA; initial images (if any) above the distilled ones.
+def read_pictures(run: RunFolder, sample: SampleClass, initial_spec: DatasetSpec) -> list[Picture]:
+    """The sample images of a class.
 
-    Initial images are shown as the network sees them: resized and cropped. Images smaller than CELL pixels are enlarged
-    by a whole factor without interpolation; larger ones are reduced to CELL.
+    Args:
+        initial_spec: how initial images become network input, which is how they are shown.
 
     Raises:
         BadImageError: an image cannot be read.
     """
-    cell = cell_size(spec.size)
-    has_initial = any(image.initial for image in sample.images)
+    transform = evaluation(initial_spec)
+
+    def initial(path: str) -> Image.Image:
+        return Image.fromarray(np.asarray(transform(decode(run.selected / checksums.located(run.selected, path)))))
+
+    return [
+        Picture(decode(run.distilled / image.distilled), initial(image.initial) if image.initial else None)
+        for image in sample.images
+    ]
+
+
+def draw_strip(pictures: Sequence[Picture], size: int) -> Image.Image:
+    """The images of a class side by side, RGBA; initial images (if any) above the distilled ones.
+
+    Images smaller than CELL pixels are enlarged by a whole factor without interpolation; larger ones are reduced to
+    CELL.
+
+    Args:
+        size: of the distilled images, pixels.
+    """
+    cell = cell_size(size)
+    has_initial = any(picture.initial for picture in pictures)
     step = cell + GAP
-    canvas = Image.new("RGBA", (len(sample.images) * step - GAP, (2 if has_initial else 1) * step - GAP))
-    transform = evaluation(spec)
-    for column, image in enumerate(sample.images):
-        if image.initial:
-            initial = Image.fromarray(np.asarray(transform(decode(run.selected / image.initial))))
-            canvas.paste(_resize(initial, cell), (column * step, 0))
-        distilled = decode(run.distilled / image.distilled)
-        canvas.paste(_resize(distilled, cell), (column * step, step if has_initial else 0))
+    canvas = Image.new("RGBA", (len(pictures) * step - GAP, (2 if has_initial else 1) * step - GAP))
+    for column, picture in enumerate(pictures):
+        if picture.initial:
+            canvas.paste(_resize(picture.initial, cell), (column * step, 0))
+        canvas.paste(_resize(picture.distilled, cell), (column * step, step if has_initial else 0))
     return canvas
+
+
+def encode(image: Image.Image) -> bytes:
+    """The file of an image on the page: lossless if it is small, because the page then enlarges its pixels."""
+    file = io.BytesIO()
+    if max(image.size) <= SMALL:
+        image.save(file, format="PNG", optimize=True)
+    else:
+        image.convert("RGB").save(file, format="JPEG", quality=90)
+    return file.getvalue()
 
 
 def cell_size(size: int) -> int:

@@ -2,7 +2,7 @@
 
     config.yaml dataset.json classes.csv index/{train,val}.csv weights/
     teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/  evaluate/<student>-<seed>-<arm>/
-    timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/
+    timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/  tracking/
 
 Every file and folder is written under a temporary name, synced to disk and renamed when it is complete, so a kill or
 a power loss leaves either all of it or nothing. A stage (or a unit of it: a batch, a trial) stamps its folder with the
@@ -55,6 +55,7 @@ class RunFolder:
         self.report = root / "report"
         self.broken = root / "broken"
         self.locks = root / "locks"
+        self.tracking = root / "tracking"
 
     def index(self, split: str) -> Path:
         return self.root / "index" / f"{split}.csv"
@@ -144,7 +145,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
         writer = _TEMPORARY.fullmatch(path.name)
         if name and not (writer and writer["name"] == name):
             continue
-        if not _is_abandoned(path):
+        if not is_abandoned(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -166,7 +167,7 @@ def _host() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
-def _is_abandoned(temporary: Path) -> bool:
+def is_abandoned(temporary: Path) -> bool:
     """Whether the writer is dead: its process is gone, or (on another host) it has written nothing for a day."""
     writer = _TEMPORARY.fullmatch(temporary.name)
     if writer and writer["host"] == _host():

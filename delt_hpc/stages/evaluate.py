@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,14 @@ from delt_hpc.ranking import selection
 from delt_hpc.run import checksums, late
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
+from delt_hpc.run.tracker import UnitTracker
+from delt_hpc.training import confusion
 from delt_hpc.training.loop import Outcome, Training, write_history
 from delt_hpc.training.precision import autocast, name_of, training_dtype
 from delt_hpc.training.trial import Trial, trials
 
 RESULT, HISTORY = "result.json", "history.csv"
+_OF_TRAIN = ("random", "full")  # images of trials that are read from train/
 
 
 def evaluate(context: Context, only: Trial | None = None) -> None:
@@ -51,15 +55,18 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         folder = folders[trial]
         folder.start()
         folder.stamp_resolved(resolved, others)
-        job = _training(context, trial, network, val, folder.usable_checkpoint())
+        tracker = context.trackers.start("evaluate", trial.id)
+        job = _training(context, trial, network, val, folder.usable_checkpoint(), tracker)
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
-        with context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
+        with closing(tracker), context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
-        split = "train" if trial.images == "random" else trial.images
+        split = "train" if trial.images in _OF_TRAIN else trial.images
         folder.list_skipped({split: job.train.bad.files, "val": val.bad.files})
         bad = job.train.bad.files
         if bad:
             context.reporter.say(f"evaluate: {trial.id}: {len(bad)} of {len(job.train.index)} images are unreadable")
+        counts = confusion.measure(job.model, val, config.precision, len(context.dataset.classes))
+        confusion.write(folder.path / confusion.TABLE, counts)
         _finish(context, trial, folder, job.model, outcome, images=len(job.train.index), skipped=len(bad))
 
 
@@ -112,7 +119,9 @@ def _finish(
     context.reporter.say(f"evaluate: {trial.id}: {final.val_accuracy:.2f} % top-1")
 
 
-def _training(context: Context, trial: Trial, network: nn.Module, val: ValidationSet, checkpoint: Path) -> Training:
+def _training(
+    context: Context, trial: Trial, network: nn.Module, val: ValidationSet, checkpoint: Path, tracker: UnitTracker
+) -> Training:
     config, dataset, seed = context.config.evaluate, context.dataset, context.config.seed
     # All arms use the same random draws, so that they differ only in images and labels.
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
@@ -141,15 +150,18 @@ def _training(context: Context, trial: Trial, network: nn.Module, val: Validatio
         lr_option="evaluate.lr",
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
+        tracker=tracker,
     )
 
 
 def _index(context: Context, trial: Trial) -> Index:
-    """The training images of the student, `ipc` per class.
+    """The training images of the student: all real ones, or `ipc` per class.
 
     Raises:
         UserError: a class has another number of images.
     """
+    if trial.images == "full":
+        return context.dataset.train
     index = _images(context, trial)
     counts, ipc = index.counts(len(context.dataset.classes)), context.config.select.ipc
     wrong = [
@@ -171,7 +183,8 @@ def _images(context: Context, trial: Trial) -> Index:
         return manifest.index(context.run.distilled)
     if trial.images == "selected":
         listed = selection.read(context.run.selected)
-        return Index(context.run.selected, tuple(listed["file"]), listed["class_index"].to_numpy("int64", copy=True))
+        files = tuple(checksums.located(context.run.selected, file) for file in listed["file"])
+        return Index(context.run.selected, files, listed["class_index"].to_numpy("int64", copy=True))
     train = context.dataset.train
     chosen: list[int] = []
     for class_index in range(len(context.dataset.classes)):

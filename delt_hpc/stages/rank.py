@@ -1,4 +1,7 @@
-"""Rank: the teacher's true-class probability of every training image; one file per class, then ranking.csv."""
+"""Rank: the teacher's true-class probability of every training image, or of random crops (rank.candidates).
+
+There is one file per class, and then ranking.csv.
+"""
 
 import time
 from pathlib import Path
@@ -10,9 +13,10 @@ import torch
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.bad_files import BadFiles
-from delt_hpc.data.loader import evaluation_batches
+from delt_hpc.data.loader import crop_batches, evaluation_batches
 from delt_hpc.errors import some
 from delt_hpc.models import teacher
+from delt_hpc.ranking.mosaic import best_crops, crops_of, pool
 from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
 from delt_hpc.run import checksums, stop
@@ -96,38 +100,65 @@ def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
         context.loader_config,
     )
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
-    positions = np.concatenate([index.positions(c, c) for c in missing])
-    results = np.full(len(index), np.nan)
+    positions = np.concatenate([_candidates(context, c) for c in missing])
+    results, crop_numbers = np.full(len(index), np.nan), np.zeros(len(index), np.int64)
+    crops = crops_of(context.config, spec) if config.candidates == "crops" else None
+    per_image = crops.number if crops else 1
     bad, finished = BadFiles(loader_config.on_bad), 0
     began = requested = time.perf_counter()
     waited = 0.0
     with context.reporter.bar("rank", len(positions)) as bar:
-        for images, places in evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad):
+        batches = (
+            crop_batches(index, positions, spec, max(1, config.batch_size // per_image), crops, loader_config, bad)
+            if crops
+            else evaluation_batches(index, positions, spec, config.batch_size, loader_config, bad)
+        )
+        for images, places in batches:
             waited += time.perf_counter() - requested
-            results[places] = scores(network, images, index.labels[places], config.precision)
+            labels = index.labels[places]
+            if crops:
+                results[places], crop_numbers[places] = best_crops(network, images, labels, spec.size, config.precision)
+            else:
+                results[places] = scores(network, images, labels, config.precision)
             # Images come in class order: all classes before that of the batch's last image are complete.
             while missing[finished] < index.labels[places[-1]]:
-                _finish(context, stage, missing[finished], results, bad)
+                _finish(context, stage, missing[finished], results, crop_numbers, bad)
                 finished += 1
             bar.advance(len(places))
             stop.check()
             requested = time.perf_counter()
     for class_index in missing[finished:]:
-        _finish(context, stage, class_index, results, bad)
+        _finish(context, stage, class_index, results, crop_numbers, bad)
     seconds = time.perf_counter() - began
     unit = str(ClassRange(missing[0], missing[-1]))
-    stage.record(unit, len(positions), seconds=seconds, data_wait_s=waited)
+    stage.record(unit, len(positions), len(positions) * per_image, seconds=seconds, data_wait_s=waited)
     if bad.files:
         context.reporter.say(f"rank: {len(bad.files)} unreadable image(s) skipped, listed in {context.run.rank}")
 
 
-def _finish(context: Context, stage: StageFolder, class_index: int, results: np.ndarray, bad: BadFiles) -> None:
+def _candidates(context: Context, class_index: int) -> np.ndarray:
+    """Positions of the images of a class that are read: all, or those that crops are taken of."""
+    rank, index = context.config.rank, context.dataset.train
+    if rank.candidates == "crops":
+        return pool(index, class_index, rank.pool, context.config.seed)
+    return index.positions(class_index, class_index)
+
+
+def _finish(
+    context: Context,
+    stage: StageFolder,
+    class_index: int,
+    results: np.ndarray,
+    crop_numbers: np.ndarray,
+    bad: BadFiles,
+) -> None:
     """Write a class's files; the checksum of the ranking last, because it marks the class as finished."""
     index, folder = context.dataset.train, context.dataset.classes.folders[class_index]
     skipped = [file for file in bad.files if index.labels[file.position] == class_index]
     stage.list_skipped({"train": skipped}, prefix=f"{class_index:05d}.")
-    positions = index.positions(class_index, class_index)
+    positions = _candidates(context, class_index)
     ranked = positions[~np.isin(positions, [file.position for file in skipped])]
     path = _path(context, class_index)
-    write_ranking(path, rank_class(index, ranked, results[ranked], folder, class_index))
+    numbers = crop_numbers[ranked] if context.config.rank.candidates == "crops" else None
+    write_ranking(path, rank_class(index, ranked, results[ranked], folder, class_index, numbers))
     write_text(path.with_suffix(CHECKSUM), checksums.of_file(path) + "\n")

@@ -8,7 +8,6 @@ from pathlib import Path
 from delt_hpc.config.schema import Config
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data import bad_files
-from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.transforms import BadImageError
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
@@ -18,7 +17,7 @@ from delt_hpc.report import accuracy, diversity, figures, losses, page
 from delt_hpc.report.collect import READ_BY, collect
 from delt_hpc.report.content import Diversity, Missing, Report
 from delt_hpc.report.drawing import Chart
-from delt_hpc.report.samples import Pair, draw_strip, read_pairs
+from delt_hpc.report.samples import Pair, Picture, draw_strip, encode, read_pairs, read_pictures
 from delt_hpc.run import checksums, timing
 from delt_hpc.run.folder import (
     DONE,
@@ -30,6 +29,7 @@ from delt_hpc.run.folder import (
     write_text,
     writing,
 )
+from delt_hpc.training import confusion
 from delt_hpc.version import VERSION
 
 PAGE, MARKDOWN, NUMBERS, FIGURES = "report.html", "report.md", "report.json", "figures"
@@ -51,11 +51,11 @@ def report(context: Context) -> Path:
     remove_leftovers(run.report / FIGURES)
     pairs = read_pairs(run) if is_done(run.distilled) else []
     content = collect(context.config, run, context.dataset, pairs, _diversity(context, pairs))
-    charts, strips = figures.draw(content), _strips(run, context.dataset, content)
-    _write_pictures(run, charts.values(), strips)
+    charts, pictures = figures.draw(content), _pictures(context, content)
+    _write_figures(run, charts.values(), pictures, context.dataset.spec.size)
     write_text(run.report / MARKDOWN, page.markdown(content, charts))
     write_json(run.report / NUMBERS, content.to_json())
-    write_text(target, page.html(content, charts, strips))
+    write_text(target, page.html(content, charts, _encoded(pictures)))
     stage.finish({"inputs": inputs})
     stage.record("all", len(pairs))
     return target
@@ -83,7 +83,7 @@ def _files(run: RunFolder) -> Iterator[Path]:
     for folder in losses.finished(run):
         yield from (folder / losses.CURVE, folder / DONE)
     for folder in accuracy.finished(run):
-        yield from (folder / accuracy.RESULT, folder / accuracy.HISTORY, folder / DONE)
+        yield from (folder / accuracy.RESULT, folder / accuracy.HISTORY, folder / confusion.TABLE, folder / DONE)
 
 
 def _is_current(run: RunFolder, inputs: dict[str, str]) -> bool:
@@ -120,34 +120,46 @@ def _diversity(context: Context, pairs: Sequence[Pair]) -> Diversity | Missing:
     if not is_done(context.run.teacher):
         return Missing("There is no teacher to measure with yet.", "squeeze")
     try:
-        return diversity.measure(context.run, context.dataset, pairs, context.config.rank.batch_size, context.device)
+        return diversity.measure(
+            context.run, context.dataset, pairs, context.config.rank.batch_size, context.device,
+            selection.spec_of(context.config, context.dataset.spec),
+        )  # fmt: skip
     except UserError as error:
         return Missing(f"It could not be measured: {error.what}.")
 
 
-def _strips(run: RunFolder, dataset: Dataset, content: Report) -> dict[int, bytes]:
-    """The PNG of each sample class, by class index."""
-    drawn: dict[int, bytes] = {}
-    for sample in content.samples:
+def _pictures(context: Context, content: Report) -> dict[int, list[Picture]]:
+    """The pictures of each sample class, by class index."""
+    run, initial_spec = context.run, selection.spec_of(context.config, context.dataset.spec)
+    try:
+        return {sample.index: read_pictures(run, sample, initial_spec) for sample in content.samples}
+    except BadImageError as error:
+        raise UserError(
+            f"unreadable image: {error}",
+            where=str(run.distilled),
+            remedy="`delt-hpc verify` names every damaged image",
+        ) from None
+
+
+def _encoded(pictures: dict[int, list[Picture]]) -> dict[int, list[tuple[bytes, bytes | None]]]:
+    """Files of the distilled and the initial image of each picture."""
+    return {
+        index: [(encode(one.distilled), encode(one.initial) if one.initial else None) for one in of_class]
+        for index, of_class in pictures.items()
+    }
+
+
+def _write_figures(
+    run: RunFolder, sections: Iterable[Sequence[Chart]], pictures: dict[int, list[Picture]], size: int
+) -> None:
+    files = {chart.name: chart.png for charts in sections for chart in charts}
+    for index, of_class in pictures.items():
         file = BytesIO()
-        try:
-            draw_strip(run, sample, dataset.spec).save(file, format="PNG", optimize=True)
-        except BadImageError as error:
-            raise UserError(
-                f"unreadable image: {error}",
-                where=str(run.distilled),
-                remedy="`delt-hpc verify` names every damaged image",
-            ) from None
-        drawn[sample.index] = file.getvalue()
-    return drawn
-
-
-def _write_pictures(run: RunFolder, sections: Iterable[Sequence[Chart]], strips: dict[int, bytes]) -> None:
-    pictures = {chart.name: chart.png for charts in sections for chart in charts}
-    pictures |= {f"samples-{index:05d}": png for index, png in strips.items()}
-    for name, png in pictures.items():
-        with writing(run.report / FIGURES / f"{name}.png") as file:
-            file.write(png)
+        draw_strip(of_class, size).save(file, format="PNG", optimize=True)
+        files[f"samples-{index:05d}"] = file.getvalue()
+    for name, png in files.items():
+        with writing(run.report / FIGURES / f"{name}.png") as target:
+            target.write(png)
 
 
 def _sha256(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         return F.cross_entropy(output, labels, label_smoothing=squeeze.label_smoothing)
 
     smallest, largest = squeeze.crop_scale
+    tracker = context.trackers.start("squeeze", "teacher")
     job = Training(
         model=network,
         optimizer=optimizer(network, squeeze),
@@ -103,8 +105,9 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         validate_every=squeeze.validate_every,
         checkpoint=folder.usable_checkpoint(),
         lr_option="squeeze.lr",
+        tracker=tracker,
     )
-    with context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
+    with closing(tracker), context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:
         outcome = job.run(bar)
     folder.list_skipped({"train": job.train.bad.files, "val": job.val.bad.files})
     return outcome

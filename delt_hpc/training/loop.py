@@ -22,6 +22,7 @@ from delt_hpc.run import stop
 from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
 from delt_hpc.run.folder import write_csv
 from delt_hpc.run.progress import Bar
+from delt_hpc.run.tracker import UnitTracker
 from delt_hpc.training.average import MovingAverage
 from delt_hpc.training.precision import autocast, training_dtype
 
@@ -106,6 +107,7 @@ class Training:
         lr_option: key of the learning rate in the configuration, for errors.
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
+        tracker: is given the figures of every epoch.
     """
 
     model: nn.Module
@@ -122,6 +124,7 @@ class Training:
     lr_per_step: bool = False
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
+    tracker: UnitTracker | None = None
 
     def run(self, bar: Bar) -> Outcome:
         """Train to the last epoch; the bar counts steps.
@@ -199,6 +202,9 @@ class Training:
             row.ema_accuracy = ema[0] if ema else None
         outcome = progress.outcome
         outcome.history.append(row)
+        if self.tracker:
+            figures = {name: value for name, value in asdict(row).items() if name != "epoch" and value is not None}
+            self.tracker.log(figures, row.epoch)
         outcome.seconds = time.monotonic() - progress.began
         progress.loss.zero_()
         progress.next_step = progress.batches = 0

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from delt_kernels.batch_norm import channel_sums, check, deviations, empty_sums, input_gradient, per_channel
 from delt_kernels.bn_stats_kernels import launch_backward, launch_forward
-from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses_triton
+from delt_kernels.dispatch import Backend, runs_kernels, statistics_dtype, uses, uses_triton
 from delt_kernels.layout import dense, like
 from delt_kernels.relu_bitmask import can_pack, empty_bits
 
@@ -75,7 +75,7 @@ def bn_stats_fork(
     not be modified in place. Under torch.compile the compiler does the addition.
     """
     check(x, scale, shift, mean, offsets, residual)
-    if uses_triton(backend, x) and not torch.compiler.is_compiling():
+    if uses_triton(backend, x) and not torch.compiler.is_compiling() and uses("bn_stats_fork"):
         y, y2, sums = _Fork.apply(x, scale, shift, mean, offsets, residual, relu)
         return y, y2, sums
     y, sums = bn_stats(x, scale, shift, mean, offsets, residual, relu, backend=backend)
@@ -121,7 +121,7 @@ def _(
 
 def _bits_for(x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
     """uint8 [N, H, W, C / 8] where the backward kernel reads 1[z > 0] from memory, otherwise [0]."""
-    if relu and residual is not None and runs_kernels(x) and can_pack(x):
+    if relu and residual is not None and runs_kernels(x) and can_pack(x) and uses("relu_bitmask"):
         return empty_bits(x)
     return x.new_empty(0, dtype=torch.uint8)
 

@@ -25,7 +25,7 @@ from delt_kernels.layout import channels_last
 # Launch shapes, chosen by calculation, not yet tuned on a GPU. PROGRAMS limits the programs for a large tensor: 8 per
 # multiprocessor of an H100 (132). It is a constant because sums must not depend on the device.
 PROGRAMS = 1056
-TILE = 2048  # elements: one 16-byte load of half-precision numbers for each of the 256 threads of 8 warps
+TILE_BYTES = 4096  # of activations: one 16-byte load for each of the 256 threads of 8 warps
 TILE_CHANNELS = 64
 TILE_PIXELS = 512
 WARPS = 8
@@ -189,20 +189,24 @@ class Tiles:
     def of(cls, x: Tensor, pixels: int, segments: int) -> "Tiles":
         """For x, which is dense, or for a tensor like it but of `pixels` pixels an image."""
         images, channels = x.shape[:2]
-        return (cls.channels_last if channels_last(x) else cls.planes)(images, channels, pixels, segments)
+        choose = cls.channels_last if channels_last(x) else cls.planes
+        return choose(images, channels, pixels, segments, TILE_BYTES // x.element_size())
 
     @classmethod
-    def channels_last(cls, images: int, channels: int, pixels: int, segments: int) -> "Tiles":
-        """For a tensor [images * pixels, channels]; a row is a pixel."""
+    def channels_last(cls, images: int, channels: int, pixels: int, segments: int, elements: int) -> "Tiles":
+        """For a tensor [images * pixels, channels], with tiles of that many elements; a row is a pixel."""
         block_channels = min(TILE_CHANNELS, next_power_of_two(channels))
-        block_rows = TILE // block_channels
+        block_rows = elements // block_channels
         return cls._of(images, channels, segments, pixels, gcd(channels, 16), block_rows, block_channels, block_rows)
 
     @classmethod
-    def planes(cls, images: int, channels: int, pixels: int, segments: int) -> "Tiles":
-        """For a tensor [images, channels, pixels]; a row is a tile of `block_rows` pixels of one image."""
+    def planes(cls, images: int, channels: int, pixels: int, segments: int, elements: int) -> "Tiles":
+        """For a tensor [images, channels, pixels], with tiles of at most that many elements.
+
+        A row is a tile of `block_rows` pixels of one image.
+        """
         block_rows = min(TILE_PIXELS, next_power_of_two(pixels))
-        block_channels = min(TILE // block_rows, next_power_of_two(channels))
+        block_channels = min(elements // block_rows, next_power_of_two(channels))
         image_rows = triton.cdiv(pixels, block_rows)
         return cls._of(images, channels, segments, image_rows, gcd(pixels, 16), block_rows, block_channels, 1)
 

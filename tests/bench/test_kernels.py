@@ -11,9 +11,9 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from delt_hpc.bench import timing
+from delt_hpc.bench.command import bench_kernels
 from delt_hpc.bench.kernels import cases, table, tiles
 from delt_hpc.bench.kernels.cases import SEGMENTS, Batch, Case
-from delt_hpc.bench.kernels.command import bench_kernels
 from delt_hpc.bench.kernels.measure import expected, measure
 from delt_hpc.bench.peaks import copy_bandwidth
 from delt_hpc.errors import UserError
@@ -142,18 +142,18 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on CPU tensors in Triton's interpreter")
 def test_tile_sizes_are_tried_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter, whose times mean nothing."""
-    other = {"TILE": 512, "TILE_CHANNELS": 16}
+    other = {"TILE_BYTES": 1024, "TILE_CHANNELS": 16}
     monkeypatch.setattr(tiles, "CHOICES", (tiles.IN_USE, other))
     monkeypatch.setattr(tiles, "measure", lambda run, device: (run(), timing.Times(1.0, 1.0, 1.0))[1])
     case = list(cases.cases("convnet4", Batch((0, 1), torch.float32, CPU)))[3]
     found = pd.DataFrame(tiles.sweep([case], CPU))
     assert found["pass"].tolist() == ["forward", "backward"] * 2
-    assert found["TILE"].tolist() == [segments.TILE] * 2 + [512] * 2
+    assert found["TILE_BYTES"].tolist() == [segments.TILE_BYTES] * 2 + [1024] * 2
     assert {name: getattr(segments, name) for name in tiles.IN_USE} == tiles.IN_USE
     found["median_ms"] = [4.0, 3.0, 2.0, 6.0]
     best = tiles.best(found)
     assert best.columns[0] == "ratio" and best["ratio"].tolist() == [2.0, 1.0]
-    assert best["TILE"].tolist() == [512, segments.TILE]
+    assert best["TILE_BYTES"].tolist() == [1024, segments.TILE_BYTES]
 
 
 @pytest.mark.gpu

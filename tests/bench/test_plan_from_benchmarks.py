@@ -7,14 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from delt_hpc.bench import peaks, timing
-from delt_hpc.bench.synthesis import measure
+from delt_hpc.bench import peaks, synthesis, timing
 from delt_hpc.cli import app
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the profile of the plan is one of CPUs")
 def test_a_benchmark_s_table_feeds_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(synthesis, "BLOCK_SECONDS", 0.0)
     monkeypatch.setattr(timing, "MAX_SECONDS", 1e-9)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**16)
     monkeypatch.setitem(peaks.MATRIX_SIZE, "cpu", 64)

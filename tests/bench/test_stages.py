@@ -1,6 +1,7 @@
 """The benchmark of the stages times what is right, and its table feeds the plan."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from delt_hpc.bench import peaks, timing
-from delt_hpc.bench.stages import compare, workload
-from delt_hpc.bench.stages.child import ChildWorkload
+from delt_hpc.bench.stages import rows, workload
+from delt_hpc.bench.stages import table as stage_table
 from delt_hpc.bench.stages.recovery import PackedRecovery
-from delt_hpc.bench.stages.settings import COMPARED, start
-from delt_hpc.bench.stages.workload import BenchStage, Case, InexactError
+from delt_hpc.bench.stages.rows import Elsewhere, other_process
+from delt_hpc.bench.stages.table import COMPARED, start
+from delt_hpc.bench.stages.workload import BenchStage, Case, InexactError, Workload
 from delt_hpc.cli import app
 from delt_hpc.recovery.schedule import active_images
 
@@ -30,7 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "MAX_SECONDS", 1e-9)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**16)
     monkeypatch.setitem(peaks.MATRIX_SIZE, "cpu", 64)
-    compare._peak.cache_clear()
+    rows.peak.cache_clear()
 
 
 @pytest.mark.parametrize("stage", list(COMPARED))
@@ -62,17 +64,23 @@ def test_what_fails_has_a_row_without_times(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(PackedRecovery, "block", fail)
     lines: list[str] = []
-    table = compare.bench([small("recover")], 0.0, 1, False, tmp_path, lines.append).set_index("settings")
+    table = stage_table.bench([small("recover")], 0.0, 1, False, tmp_path, lines.append).set_index("settings")
     assert table["images_per_s"].notna().to_dict() == {"default": False, "reference": True, "uncompiled": False}
     assert table["failure"]["default"] == "ValueError: broken by this test"
     assert "  uncompiled float32: ValueError: broken by this test" in lines[0].splitlines()
 
 
-def test_a_child_process_answers_and_reports_errors() -> None:
-    with ChildWorkload(small("rank"), "plain") as child:
-        assert child.batch_size == 4 and child.block(2).images == 8
-        with pytest.raises(TypeError):
-            child._call("block", 1, 2)
+def test_another_process_answers_and_reports_errors() -> None:
+    with other_process() as process:
+        other = Elsewhere(process, partial(start, small("rank"), "plain"))
+        assert (other.batch_size, other.dtype) == (4, torch.float32)
+        assert other.block(2)[:2] == (8, 2)
+        with pytest.raises(RuntimeError, match="broken by this test"):
+            Elsewhere(process, broken)
+
+
+def broken() -> Workload:
+    raise RuntimeError("broken by this test")
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,5 +1,6 @@
 """The synthesis benchmark computes what it says, and refuses to time what is wrong."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,56 +10,42 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from delt_hpc.bench import peaks, timing
-from delt_hpc.bench.synthesis import cases, check, measure, suite
-from delt_hpc.bench.synthesis.cases import Case, Recipe
-from delt_hpc.bench.synthesis.check import Errors, InexactError
-from delt_hpc.bench.synthesis.command import bench_synthesis
-from delt_hpc.bench.synthesis.engines import Outcome
-from delt_hpc.bench.synthesis.suite import Suite
-from delt_hpc.bench.synthesis.variants import PRECISIONS, VARIANTS
+from delt_hpc.bench import peaks, synthesis, timing
+from delt_hpc.bench.command import bench_synthesis
+from delt_hpc.bench.stages import recovery, rows, workload
+from delt_hpc.bench.stages.workload import SIZES, Block, InexactError
+from delt_hpc.bench.synthesis import PRECISIONS, REFERENCE, VARIANTS, Suite, start
 from delt_hpc.config.schema import RecoverPrecision
 from delt_hpc.errors import UserError
 from delt_hpc.recovery.objective import Objective
 from delt_hpc.recovery.schedule import active_images
+from delt_kernels.dispatch import uses
 
 CPU = torch.device("cpu")
-SMALL = Recipe(ipc=2, batch_size=4, iterations=4, rounds=2)
-
-
-@pytest.fixture(scope="module")
-def case() -> Case:
-    return Case("convnet3", SMALL, CPU)
-
-
-@pytest.fixture(scope="module")
-def exact(case: Case) -> dict[int, Outcome]:
-    return check.expected(case, CPU)
+SMALL = Suite(ipc=2, batch_size=4, rounds=2, repeats=2)
+CASE = SMALL.case("convnet3", CPU)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(synthesis, "BLOCK_SECONDS", 0.0)
     monkeypatch.setattr(timing, "MAX_SECONDS", 1e-9)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**16)
     monkeypatch.setitem(peaks.MATRIX_SIZE, "cpu", 64)
+    rows.peak.cache_clear()
 
 
 def small(variants: tuple[str, ...], precisions: tuple[RecoverPrecision, ...] = ("float32",)) -> Suite:
-    return Suite(("convnet3",), variants, precisions, SMALL, repeats=2)
+    return replace(SMALL, variants=variants, precisions=precisions)
 
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [("reference", "float32"), *product(("torch", "torch-packed"), ("float32", "bfloat16", "float16"))],
+    [(REFERENCE, "float32"), *product(("torch", "torch-packed"), ("float32", "bfloat16", "float16"))],
 )
-def test_variants_compute_the_same(name: str, precision: Any, case: Case, exact: dict[int, Outcome]) -> None:
-    engine, errors = VARIANTS[name].start(case, precision, CPU), list[Errors]()
-    for rounds in VARIANTS[name].passes(SMALL.rounds):
-        engine.enter(rounds)
-        engine.iterate(1)
-        errors += check.check(engine, rounds, exact, precision)
-    assert 0 < check.worst(errors).gradient < check.ALLOWED[precision].gradient
+def test_variants_compute_the_same(name: str, precision: Any) -> None:
+    made = start(name, CASE, precision)
+    assert 0 < made.error() < workload.ALLOWED[made.dtype]
 
 
 @pytest.mark.slow
@@ -66,52 +53,52 @@ def test_variants_compute_the_same(name: str, precision: Any, case: Case, exact:
 @pytest.mark.parametrize("name", ["triton", "triton-packed"])
 def test_variants_with_triton_kernels_compute_the_same(name: str) -> None:
     """In Triton's interpreter, two images."""
-    small = Case("convnet3", Recipe(ipc=1, batch_size=1, iterations=2, rounds=2), CPU)
-    engine, exact = VARIANTS[name].start(small, "float32", CPU), check.expected(small, CPU)
-    for rounds in VARIANTS[name].passes(2):
-        engine.enter(rounds)
-        engine.iterate(1)
-        check.check(engine, rounds, exact, "float32")
+    tiny = replace(SMALL, ipc=1, batch_size=1).case("convnet3", CPU)
+    assert start(name, tiny, "float32").error() < 1e-3
 
 
 @pytest.mark.gpu
 def test_variants_run_on_a_gpu(tmp_path: Path) -> None:
-    variants = ("reference", "torch-compiled-packed", "triton", "triton-packed", "triton-compiled-packed")
-    table = suite.bench(tmp_path, Suite(("convnet3",), variants, ("float32", "bfloat16"), Recipe(), 2), print)
+    variants = (REFERENCE, "torch-compiled-packed", "triton", "triton-packed", "triton-compiled-packed")
+    suite = replace(Suite.default(torch.device("cuda")), networks=("convnet3",), repeats=2)
+    table = synthesis.bench(tmp_path, replace(suite, variants=variants, precisions=("float32", "bfloat16")), print)
     assert table["failure"].isna().all()
     assert len(table) == 5 + 4
     assert (table[["ratio", "ms", "peak_gib", "start_s"]] > 0).all(axis=None)
 
 
-def test_wrong_images_do_not_pass(case: Case, exact: dict[int, Outcome]) -> None:
-    """Even the widest tolerance tells a gradient of the mirrored image, and a loss without BatchNorm's part."""
-    engine = VARIANTS["torch-packed"].start(case, "bfloat16", CPU)
-    engine.enter((0, 1))
-    engine.iterate(1)
-    right = exact[1]
-    for wrong in (
-        right._replace(gradient=right.gradient.flip(-1)),
-        right._replace(loss=right.loss * 0.95),
-        right._replace(loss=float("nan")),
-    ):
-        with pytest.raises(InexactError, match="wrong in round 2"):
-            check.check(engine, (0, 1), exact | {1: wrong}, "bfloat16")
+def test_wrong_images_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even the widest tolerance tells the gradient of a mirrored image, in the second batch of a pass as well."""
+    exact = recovery._exact_gradient
+    for wrong_batch in (0, 1):
+
+        def mirrored(case: Any, batch: int, round_index: int, wrong: int = wrong_batch) -> torch.Tensor:
+            right = exact(case, batch, round_index)
+            return right.flip(-1) if batch == wrong else right
+
+        monkeypatch.setattr(recovery, "_exact_gradient", mirrored)
+        with pytest.raises(InexactError, match="wrong: relative error 1"):
+            start("torch-packed", CASE, "bfloat16").error()
 
 
 def test_passes_have_the_recipe_s_images() -> None:
-    full = Case("convnet3", Recipe(), CPU)
-    active = [2 * count for count in active_images(50, 8)]
-    engine = VARIANTS["reference"].start(full, "float32", CPU)
-    assert [engine.enter(rounds) for rounds in VARIANTS["reference"].passes(8)] == active
-    packed = VARIANTS["torch-packed"]
-    assert [packed.start(full, "float32", CPU).enter(rounds) for rounds in packed.passes(8)] == [sum(active)]
-    assert full.iterations_per_image == sum(active) * 500 / 100
+    """The packed variant has the batches of all rounds in its pass; the others go through the rounds one by one."""
+    active = [2 * count for count in active_images(8, 4)]
+    case = replace(SMALL, ipc=8, batch_size=16, rounds=4).case("convnet3", CPU)
+    for name, passes in ((REFERENCE, 4), ("torch", 4), ("torch-packed", 1)):
+        block = start(name, case, "float32").block(1)
+        assert block[:2] == (sum(active), passes)
 
 
-def test_statistics_are_those_of_a_pass(case: Case) -> None:
-    images = cases.random_images(16, 32, "statistics")
+def test_a_pass_needs_a_batch_for_every_round() -> None:
+    with pytest.raises(ValueError, match="a pass needs 2 batches; there are 1"):
+        start("torch-packed", replace(CASE, ipc=1, batch_size=100), "float32")
+
+
+def test_statistics_are_those_of_a_pass() -> None:
+    images = workload.random_images(16, 32, "statistics")
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    with Objective(case.teacher, 1.0, 1.0) as objective:
+    with Objective(workload.teacher("convnet3", CASE.spec), 1.0, 1.0) as objective:
         labels = torch.zeros(16, dtype=torch.int64)
         near, far = (objective(x, labels).bn_distance for x in (images, noise))
     assert near < 0.01 * far
@@ -121,19 +108,18 @@ def test_statistics_are_those_of_a_pass(case: Case) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="refusals of a CPU")
 def test_one_row_for_each_variant_and_precision(tmp_path: Path) -> None:
     lines: list[str] = []
-    variants = ("reference", "torch-packed", "triton-packed")
-    table = suite.bench(tmp_path, small(variants, ("float32", "tf32")), lines.append)
+    variants = (REFERENCE, "torch-packed", "triton-packed")
+    table = synthesis.bench(tmp_path, small(variants, ("float32", "tf32")), lines.append)
     assert table.columns[:2].tolist() == ["ratio", "ratio_tf32"]
-    rows = table.set_index(["precision", "variant"])
-    of_reference, packed = rows.loc[("float32", "reference")], rows.loc[("float32", "torch-packed")]
+    found = table.set_index(["precision", "variant"])
+    of_reference, packed = found.loc[("float32", REFERENCE)], found.loc[("float32", "torch-packed")]
     assert of_reference["ratio"] == 1
     assert packed["ratio"] == packed["image_iterations_per_s"] / of_reference["image_iterations_per_s"]
     assert (of_reference["images"], packed["images"]) == (3, 6)
     assert packed["image_iterations_per_s"] == pytest.approx(1000 * 6 / packed["ms"])
-    assert packed["s_per_image"] == pytest.approx(3 * 2 * 2 / 4 / packed["image_iterations_per_s"])
+    assert packed["s_per_image"] == pytest.approx((2000 * 2 + 2000 * 4) / 4 / packed["image_iterations_per_s"])
     assert packed["floor_share"] == pytest.approx(packed["floor_ms"] / packed["ms"])
-    assert packed["gflop"] == pytest.approx(2 * of_reference["gflop"])
-    failed = rows.drop(index=[("float32", "reference"), ("float32", "torch-packed")])
+    failed = found.drop(index=[("float32", REFERENCE), ("float32", "torch-packed")])
     assert failed["failure"].tolist() == [
         "Triton kernels require a GPU; this run is on the CPU",
         "this device has no TF32",
@@ -158,9 +144,9 @@ def test_the_command_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.usefixtures("quick")
 def test_what_is_wrong_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(check.ALLOWED, "float32", Errors(1e-5, 0.0))
-    table = suite.bench(tmp_path, small(("reference", "torch-packed")), lambda line: None)
-    assert table["failure"].str.startswith("InexactError: wrong in round 1: relative error of the loss").all()
+    monkeypatch.setitem(workload.ALLOWED, torch.float32, 0.0)
+    table = synthesis.bench(tmp_path, small((REFERENCE, "torch-packed")), lambda line: None)
+    assert table["failure"].str.startswith("InexactError: wrong: relative error").all()
     assert table[["ratio", "ms", "image_iterations_per_s", "s_per_image", "floor_share"]].isna().all(axis=None)
 
 
@@ -172,14 +158,37 @@ def test_a_variant_that_falls_back_to_uncompiled_code_has_no_time(
         raise TorchDynamoException("a graph break made by this test")
 
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: fail)
-    table = suite.bench(tmp_path, small(("torch-compiled",)), lambda line: None)
+    table = synthesis.bench(tmp_path, small(("torch-compiled",)), lambda line: None)
     assert "a graph break made by this test" in table["failure"][0] and table["ms"].isna().all()
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_optimisation_is_off_in_its_row_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[bool, bool]] = []
+
+    class Noting:
+        dtype, batch_size = torch.float32, 4
+
+        def error(self) -> float:
+            return 0.0
+
+        def block(self, steps: int) -> Block:
+            used.append((uses("relu_bitmask"), uses("bn_stats_fork")))
+            return Block(4, 1, 1.0)
+
+    monkeypatch.setattr(synthesis, "start", lambda *args: Noting())
+    monkeypatch.setattr(synthesis, "_obstacle", lambda *args: "")
+    variants = ("triton-packed", "triton-packed-no-bitmask", "triton-packed-no-fork")
+    table = synthesis.bench(tmp_path, small(variants), lambda line: None)
+    assert table["ms"].notna().all()
+    assert list(dict.fromkeys(used)) == [(True, True), (False, True), (True, False)]
+    assert uses("relu_bitmask") and uses("bn_stats_fork")
 
 
 def test_the_defaults_are_known_names() -> None:
     for kind in ("cpu", "cuda"):
         default = Suite.default(torch.device(kind))
-        assert set(default.networks) <= set(cases.NETWORKS) and set(default.variants) <= set(VARIANTS)
+        assert set(default.networks) <= set(SIZES) and set(default.variants) <= set(VARIANTS)
     assert Suite.default(torch.device("cuda")).precisions == PRECISIONS
 
 

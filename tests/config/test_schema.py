@@ -33,15 +33,25 @@ def test_the_identity_of_a_stage_contains_that_of_the_stages_before_it() -> None
     ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_no_field_is_forgotten() -> None:
-    """Every field is either part of an identity or marked as free."""
+    """Every field is part of an identity, at least where it has not its default, or marked as free."""
     known = set().union(*(identity(TRAINED, stage) for stage in STAGES))
     for key, section in SECTIONS.items():
         for name, field in section.model_fields.items():
-            assert (f"{key}.{name}" in known) != is_free(field), f"{key}.{name}"
+            changed = TRAINED.model_copy(update={key: section.model_construct(**{name: "not the default"})})
+            found = known if is_free(field) else known | identity(changed, "evaluate").keys()
+            assert (f"{key}.{name}" in found) != is_free(field), f"{key}.{name}"
     for name, field in Config.model_fields.items():
         if name not in SECTIONS:
             assert (name in known) != is_free(field), name
+
+
+def test_an_option_that_is_younger_than_run_folders_changes_no_identity_at_its_default() -> None:
+    rank = TRAINED.rank
+    assert "rank.candidates" not in identity(TRAINED, "rank")
+    crops = TRAINED.model_copy(update={"rank": rank.model_copy(update={"candidates": "crops", "pool": rank.pool})})
+    assert identity(crops, "rank") == identity(TRAINED, "rank") | {"rank.candidates": "crops"}
 
 
 def test_every_field_is_described() -> None:
@@ -104,7 +114,7 @@ def test_an_identity_is_plain_json() -> None:
 
 def test_all_stages_run_unless_nothing_uses_a_ranking() -> None:
     assert TRAINED.stages == STAGES
-    noise = Config(recover=Recover(init="noise"))
+    noise = Config(recover=Recover(init="noise"), evaluate=Evaluate(arms=["distilled-soft", "full-soft"]))
     assert noise.stages == ("squeeze", "recover", "aggregate", "evaluate", "report")
     compared = Config(recover=Recover(init="noise"), evaluate=Evaluate(arms=["distilled-soft", "selected-soft"]))
     assert compared.stages == STAGES

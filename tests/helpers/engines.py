@@ -9,7 +9,7 @@ from torch import nn
 from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
-from delt_hpc.recovery import device_tables, reference
+from delt_hpc.recovery import blocks, device_tables, reference
 from delt_hpc.recovery.batches import Batch, plan
 from delt_hpc.recovery.engine_setup import build_engine
 from delt_hpc.recovery.state import State
@@ -49,9 +49,9 @@ def small_teacher() -> nn.Module:
     return randomised(nn.Sequential(*blocks, nn.Flatten(), nn.Linear(12 * 4, CLASSES)))
 
 
-def initial_state(batch: Batch, dtype: torch.dtype) -> State:
+def initial_state(batch: Batch, dtype: torch.dtype, recover: Recover) -> State:
     generator = torch.Generator().manual_seed(sum(batch.id.encode()))
-    return State.start(torch.randn(len(batch.entries), 3, SIZE, SIZE, generator=generator).to(dtype))
+    return blocks.start(torch.randn(len(batch.entries), 3, SIZE, SIZE, generator=generator).to(dtype), recover)
 
 
 def by_reference(
@@ -59,7 +59,7 @@ def by_reference(
 ) -> dict[str, State]:
     states = {}
     for batch in batches:
-        states[batch.id] = state = initial_state(batch, dtype)
+        states[batch.id] = state = initial_state(batch, dtype, recover)
         reference.recover(state, batch, teacher, recover, SPEC, device_tables.draw_key(7, batch), lambda *_: None)
     return states
 
@@ -86,14 +86,17 @@ def by_packed(
     engine, finished, left = setup.engine, {}, stop_after
     while scheduler:
         for scheduled in scheduler.enter():
-            engine.enter(scheduled, states.setdefault(scheduled.batch.id, initial_state(scheduled.batch, dtype)))
+            engine.enter(
+                scheduled, states.setdefault(scheduled.batch.id, initial_state(scheduled.batch, dtype, recover))
+            )
         running = scheduler.running()
-        iterations = (
-            scheduler.iterations_to_round_end() if left is None else min(left, scheduler.iterations_to_round_end())
-        )
+        iterations = scheduler.iterations_to_border() if left is None else min(left, scheduler.iterations_to_border())
         done = engine.run(running, [states[p.batch.id] for p in running], iterations, lambda images: False)
         for scheduled in scheduler.advance(done):
             finished[scheduled.batch.id] = engine.snapshot(scheduled, states[scheduled.batch.id])
+        for scheduled in running:
+            if scheduler.starts_block(scheduled):
+                engine.begin_block(scheduled, states[scheduled.batch.id])
         if left is not None and (left := left - done) == 0:
             return finished | {p.batch.id: engine.snapshot(p, states[p.batch.id]) for p in scheduler.in_flight}
     return finished

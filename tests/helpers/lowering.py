@@ -5,9 +5,10 @@ the CPU and the network's other operators run there, so launches have the real l
 numbers that come out mean nothing. Run it as a process of its own with TRITON_INTERPRET=0: the interpreter does not
 compile.
 
-    python -m helpers.lowering 90 bfloat16 resnet18:224:packed resnet18:64:deterministic
+    python -m helpers.lowering 90 resnet18:224:bfloat16:packed resnet18:64:float32:deterministic
 
-prints a JSON list of `Kernel`s. The third part of a run is the engine's mode, or `nchw`: the teacher alone, in NCHW.
+prints a JSON list of `Kernel`s. The last part of a run is `packed`, `deterministic`, an optimisation that is left out
+(see `delt_kernels.dispatch`), or `nchw`: the teacher alone, in NCHW.
 """
 
 import json
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import triton
@@ -151,15 +153,18 @@ def _teacher(network: str, size: int) -> nn.Module:
     return registry.build(network, CLASSES, size).eval().requires_grad_(False)
 
 
-def main(capability: str, precision: str, *runs: str) -> None:
+def main(capability: str, *runs: str) -> None:
+    from delt_kernels.dispatch import Optimisation, without
+
     compiler = Compiler(int(capability))
     for run in runs:
-        network, size, mode = run.split(":")
+        network, size, precision, mode = run.split(":")
         compiler.run = run
         if mode == "nchw":
             nchw_pass(network, int(size), precision)
         else:
-            engine_iteration(network, int(size), precision, mode == "deterministic")
+            with without(mode) if mode in get_args(Optimisation) else nullcontext():
+                engine_iteration(network, int(size), precision, mode == "deterministic")
     json.dump([asdict(kernel) for kernel in compiler.kernels.values()], sys.stdout)
 
 

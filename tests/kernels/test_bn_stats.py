@@ -10,6 +10,7 @@ from helpers.tolerance import assert_no_worse
 from torch import Tensor
 
 from delt_kernels.bn_stats import bn_stats, bn_stats_fork
+from delt_kernels.dispatch import uses, without
 
 CASES = [
     Case((5, 8, 3, 3), (0, 5)),
@@ -89,6 +90,31 @@ def test_unused_outputs(relu: bool, used: tuple[int, ...], device: torch.device)
         chosen = sum((outputs[i] * weights[i]).sum() for i in used)
         found.append(torch.autograd.grad(chosen, arguments.differentiable(), materialize_grads=True))
     torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("shape", [(3, 8, 3, 3), (5, 72, 2, 3)])
+def test_without_an_optimisation_the_results_are_the_same(shape: tuple[int, ...], kernel_device: torch.device) -> None:
+    """Bitwise in float32. The mask is then computed again from x and the residual, and autograd adds the gradients."""
+    arguments, gradient, gradient_sums = draw(Case(shape, (0, 1, shape[0]), residual=F32), kernel_device)  # type: ignore[arg-type]
+
+    def results() -> tuple[list[Tensor], int, str]:
+        y, y2, sums = bn_stats_fork(*arguments, backend="triton")
+        found = gradients([y, y2, sums], [gradient, gradient.flip(0), gradient_sums], arguments)
+        bits = torch.ops.delt.bn_stats(*arguments)[2]
+        return [y, y2, sums, *found], bits.numel(), type(y.grad_fn).__name__
+
+    expected, bits, node = results()
+    with without("relu_bitmask"):
+        assert not uses("relu_bitmask")
+        recomputed, no_bits, same_node = results()
+    with without("bn_stats_fork"):
+        unforked, same_bits, other_node = results()
+    assert bits == same_bits > 0 and no_bits == 0
+    assert node == same_node != other_node
+    for found in (recomputed, unforked):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert uses("relu_bitmask") and uses("bn_stats_fork")
 
 
 @pytest.mark.parametrize("wanted", ["x", "residual"])

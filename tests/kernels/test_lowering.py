@@ -17,27 +17,50 @@ from helpers.lowering import Kernel
 
 TESTS = Path(__file__).parents[1]
 # At 224 pixels for the tiles of a real stem; other kernels do not depend on the number of pixels.
-RUNS = (
-    "resnet18:224:packed",
-    "resnet50:64:packed",
-    "mobilenet_v2:64:packed",
-    "efficientnet_b0:64:packed",
-    "densenet121:64:packed",
-    "convnet4:64:packed",
-    "resnet18:64:deterministic",
-    "resnet18:64:nchw",
-)
-RUNS_OF_OTHER_TYPES = ("resnet18:224:packed", "efficientnet_b0:64:packed")
+RUNS = {
+    "bfloat16": (
+        "resnet18:224:bfloat16:packed",
+        "resnet50:64:bfloat16:packed",
+        "mobilenet_v2:64:bfloat16:packed",
+        "efficientnet_b0:64:bfloat16:packed",
+        "densenet121:64:bfloat16:packed",
+        "convnet4:64:bfloat16:packed",
+        "resnet18:64:bfloat16:deterministic",
+        "resnet18:64:bfloat16:relu_bitmask",
+        # What torch.compile launches: it adds the gradients of two readers by itself.
+        *(f"{network}:64:bfloat16:bn_stats_fork" for network in ("resnet50", "mobilenet_v2", "efficientnet_b0")),
+    ),
+    "other types": (
+        "resnet18:224:float32:packed",
+        "resnet18:64:float32:deterministic",
+        "efficientnet_b0:64:float32:packed",
+        "resnet18:224:float16:packed",
+    ),
+    "NCHW": ("resnet18:64:bfloat16:nchw",),
+}
 PASSES = ("bn_stats", "bn_relu_maxpool", "bn_distance", "crop_resize")
+OF_IMAGES = {"adam_step", "crop_resize_forward", "crop_resize_backward"}
 NAMES = {"adam_step", "sum_chunks_kernel"} | {f"{name}_{way}" for name in PASSES for way in ("forward", "backward")}
-GPUS = [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
-PRECISIONS = ["bfloat16", *[pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "float32")]]
+# The first is in `make test`, and the longest ones start first.
+CASES = [
+    ("bfloat16", 90),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [("bfloat16", 80), ("bfloat16", 100)]),
+    *(pytest.param("other types", capability, marks=pytest.mark.slow) for capability in (80, 90, 100)),
+    pytest.param("NCHW", 90, marks=pytest.mark.slow),  # the engine does not use it
+]
 
 
-def lowered(capability: int, precision: str, runs: Sequence[str], cache: Path) -> list[Kernel]:
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of compiled kernels, shared by all workers, so that each kernel is compiled once."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "triton-cache"
+
+
+def lowered(capability: int, runs: Sequence[str], cache: Path) -> list[Kernel]:
     paths = os.pathsep.join(map(str, (TESTS, TESTS.parent, TESTS.parent / "kernels")))
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "helpers.lowering", str(capability), precision, *runs]
+    command = [sys.executable, "-m", "helpers.lowering", str(capability), *runs]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return [Kernel(**row) for row in json.loads(process.stdout)]
@@ -57,15 +80,12 @@ def table(kernels: list[Kernel]) -> str:
 
 
 @pytest.mark.skipif("nvidia" not in backends, reason="this Triton does not compile for NVIDIA GPUs")
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("capability", GPUS)
-def test_every_launch_compiles(capability: int, precision: str, tmp_path: Path) -> None:
-    runs = RUNS if precision == "bfloat16" else RUNS_OF_OTHER_TYPES
-    kernels = lowered(capability, precision, runs, tmp_path)
-    of_engine = [kernel for kernel in kernels if not kernel.run.endswith("nchw")]
-    print(f"sm_{capability}, {precision}\n{table(of_engine)}")
-    assert {kernel.name for kernel in kernels} == NAMES
+@pytest.mark.parametrize(("kind", "capability"), CASES)
+def test_every_launch_compiles(kind: str, capability: int, cache: Path) -> None:
+    kernels = lowered(capability, RUNS[kind], cache)
+    print(f"sm_{capability}, {kind}\n{table(kernels)}")
+    assert {kernel.name for kernel in kernels} == (NAMES if kind != "NCHW" else NAMES - OF_IMAGES)
     assert [kernel for kernel in kernels if kernel.spilled] == []
     # The passes over activations and images, which memory bandwidth limits, must use 16-byte accesses.
-    passes = [kernel for kernel in of_engine if kernel.name.startswith(("adam", "bn_stats", "bn_relu"))]
-    assert [kernel for kernel in passes if not kernel.wide] == []
+    passes = [kernel for kernel in kernels if kernel.name.startswith(("adam", "bn_stats", "bn_relu"))]
+    assert [kernel for kernel in passes if not kernel.wide] == [] or kind == "NCHW"

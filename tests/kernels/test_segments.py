@@ -105,8 +105,9 @@ def test_many_chunks_of_one_segment(kernel_device: torch.device) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 3, 49), (462, 64, 12544), (462, 2048, 49), (100, 65, 1), (0, 8, 4)])
 def test_grid_suffices_for_any_offsets(choose, shape: tuple[int, int, int]) -> None:  # type: ignore[no-untyped-def]
     images, channels, pixels = shape
-    for segments in (1, 2, 8):
-        tiles = choose(images, channels, pixels, segments)
+    for segments, elements in itertools.product((1, 2, 8), (1024, 2048)):
+        tiles = choose(images, channels, pixels, segments, elements)
+        assert tiles.block_rows * tiles.block_channels <= elements
         for lengths in ([images], [1] * images, [images // 2, images - images // 2], [images - 1, 1]):
             if 0 < len(lengths) <= segments and min(lengths) >= 0:
                 assert sum(-(-n * tiles.image_rows // tiles.chunk_rows) for n in lengths) <= tiles.grid[0]

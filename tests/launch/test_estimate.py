@@ -1,14 +1,17 @@
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
-from delt_hpc.launch import estimate, figures, modelled, plan, profile
+from delt_hpc.launch import estimate, figures, modelled, plan, profile, show
 from delt_hpc.launch.figures import Rate
 from delt_hpc.models.registry import build
 from delt_hpc.recovery.schedule import image_iterations
@@ -25,6 +28,36 @@ def rates(speeds: dict[Stage, float]) -> dict[Stage, Rate]:
 def rows(speeds: dict[Stage, Rate], **more: int) -> dict[str, estimate.Row]:
     jobs = plan.jobs(CONFIG, SITE, 1000)
     return {row.stage: row for row in estimate.rows(CONFIG, SITE, jobs, 1000, speeds, **more)}
+
+
+def test_ranking_costs_all_images_or_the_crops_of_the_pool() -> None:
+    rank = plan.Task("rank", ClassRange(0, 99))
+    assert estimate.Work(CONFIG, 1000, 1_281_167).of(rank) == 128_116
+    crops = load_config("imagenet-1k-resnet18-ipc10", ["method=rded"])
+    assert estimate.Work(crops, 1000, 1_281_167).of(rank) == 100 * 300 * 5
+    assert estimate.Work(crops, 1000, 100_000).of(rank) == 100 * 100 * 5
+    assert estimate.Work(crops, 1000, None).of(rank) == 100 * 300 * 5
+
+
+def test_a_run_without_recovery_takes_no_time_for_it() -> None:
+    config = load_config("imagenet-1k-resnet18-ipc10", ["method=random"])
+    found = estimate.rows(config, SITE, plan.jobs(config, SITE, 1000), 1000, {})
+    assert {row.stage: row.hours for row in found}["recover"] == 0
+    show.plan(Console(file=StringIO()), found, None, None)
+
+
+def test_a_plan_says_what_smaller_blocks_save() -> None:
+    fadrm = load_config("imagenet-1k-resnet18-ipc10", ["method=fadrm"])
+    found = estimate.rows(fadrm, SITE, plan.jobs(fadrm, SITE, 1000), 1000, {})
+    shares = {row.stage: row.pixels for row in found}
+    assert shares.pop("recover") == pytest.approx((200**2 + 224**2) / (2 * 224**2))
+    assert set(shares.values()) == {None}
+    console = Console(width=200, record=True, file=StringIO())
+    show.plan(console, found, None, None)
+    assert "recover: blocks of smaller images, on average 89.9% of the pixels of a full image" in console.export_text()
+    assert rows({})["recover"].pixels is None
+    small = load_config("cifar10-resnet18-ipc10", ["method=fadrm"])
+    assert {row.pixels for row in estimate.rows(small, SITE, plan.jobs(small, SITE, 10), 10, {})} == {None}
 
 
 def test_recovery_costs_all_images_that_have_entered_in_every_round() -> None:
@@ -70,7 +103,14 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts(network: str) 
 
 def test_evaluation_is_every_trials_passes() -> None:
     found = rows(rates({"evaluate": 100.0}))["evaluate"]
-    assert found.hours == pytest.approx(9 * 300 * 10_000 / 100 / 3600)
+    assert found.hours == pytest.approx(12 * 300 * 10_000 / 100 / 3600)
+
+
+def test_evaluation_on_the_full_data_set_costs_all_its_images() -> None:
+    config = load_config("imagenet-1k-resnet18-ipc10", ["evaluate.arms=[full-hard]", "evaluate.epochs=2"])
+    (task,) = {job.tasks[0] for job in plan.jobs(config, SITE, 1000) if job.stage == "evaluate"}
+    assert estimate.Work(config, 1000, 1_281_167).of(task) == 2 * 1_281_167
+    assert estimate.Work(config, 1000, None).of(task) is None
 
 
 @pytest.mark.parametrize(("slots", "ends"), [(1, 10.0), (2, 7.0), (3, 5.0), (9, 4.0)])

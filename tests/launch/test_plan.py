@@ -134,8 +134,8 @@ def test_stages_wait_for_what_they_read() -> None:
     given = config()
     assert plan.upstream(given, "squeeze") == ()
     assert plan.upstream(given, "recover") == ("squeeze", "select")
-    assert plan.upstream(given, "evaluate") == ("squeeze", "aggregate")
-    noise = config("recover.init=noise")
+    assert plan.upstream(given, "evaluate") == ("squeeze", "select", "aggregate")
+    noise = config("recover.init=noise", "evaluate.arms=[distilled-soft]")
     assert "select" not in noise.stages
     assert plan.upstream(noise, "recover") == ("squeeze",)
     assert plan.upstream(config("evaluate.arms=[selected-soft]"), "evaluate") == ("squeeze", "select")
@@ -154,7 +154,7 @@ def test_job_names() -> None:
         "select-run",
         "recover-00000-00009-run",
         "aggregate-run",
-        "evaluate-9-trials-run",
+        "evaluate-12-trials-run",
         "report-run",
     ]
 

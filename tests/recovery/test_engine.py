@@ -31,7 +31,7 @@ def teacher() -> nn.Module:
     return small_teacher()
 
 
-@pytest.mark.parametrize("method", ["delt", "cda", "sre2l"])
+@pytest.mark.parametrize("method", ["delt", "cda", "sre2l", "fadrm"])
 @pytest.mark.parametrize("segments", [1, 2, 8])
 def test_a_whole_run_equals_the_reference_engine_s(method: str, segments: int, teacher: nn.Module) -> None:
     """In float64, to 1e-9: images, moments, losses of every iteration, for batches of different sizes."""

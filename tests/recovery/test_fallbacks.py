@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from helpers.engines import CLASSES, IPC, by_packed, recover_of, same, small_teacher
 from helpers.toy import Start
 from PIL import Image
+from torch._dynamo.backends.common import aot_autograd
 
 from delt_hpc.errors import UserError
 from delt_hpc.recovery import engine, memory
@@ -56,6 +58,52 @@ def test_an_engine_whose_compilation_fails_gives_the_uncompiled_result(monkeypat
     with pytest.warns(RuntimeWarning, match="runs uncompiled") as caught:
         fallen_back = by_packed(batches, teacher, recover.model_copy(update={"compile": True}), segments=2)
     assert len([warning for warning in caught if "uncompiled" in str(warning.message)]) == 1
+    assert same(fallen_back, uncompiled)
+
+
+@pytest.fixture
+def backward_that_fails_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake failure of the compiler, in backward passes alone."""
+
+    def fake_failure(*args: object) -> None:
+        raise RuntimeError("fake failure: no code for the backward pass")
+
+    def forward(graph: torch.fx.GraphModule, inputs: object) -> Any:
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=fake_failure)
+    compile_by = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_by(function, backend=backend, **options))
+
+
+@pytest.mark.usefixtures("backward_that_fails_to_compile")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_backward_pass_that_fails_to_compile_falls_back_with_one_warning(dynamic: bool) -> None:
+    function = compile_with_fallback(torch.sin, deterministic=False)
+    x = torch.zeros(2, requires_grad=True)
+    if dynamic:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    with pytest.warns(RuntimeWarning, match="runs uncompiled.*fake failure: no code for the backward pass") as caught:
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(function(x).sum(), x)
+    assert gradient.tolist() == [1, 1]
+    assert len([warning for warning in caught if "uncompiled" in str(warning.message)]) == 1
+
+
+@pytest.mark.usefixtures("backward_that_fails_to_compile")
+def test_a_backward_pass_that_fails_to_compile_is_an_error_where_bytes_must_not_change() -> None:
+    function = compile_with_fallback(torch.sin, deterministic=True)
+    with pytest.raises(UserError, match=r"recover.deterministic: true: torch.compile failed: .*fake failure"):
+        function(torch.zeros(2, requires_grad=True))
+
+
+@pytest.mark.usefixtures("backward_that_fails_to_compile")
+def test_an_engine_whose_backward_pass_fails_to_compile_gives_the_uncompiled_result() -> None:
+    recover, teacher = recover_of(iterations=4, round_iterations=2), small_teacher()
+    batches = plan(CLASSES, IPC, recover)
+    uncompiled = by_packed(batches, teacher, recover, segments=2)
+    with pytest.warns(RuntimeWarning, match="runs uncompiled.*fake failure"):
+        fallen_back = by_packed(batches, teacher, recover.model_copy(update={"compile": True}), segments=2)
     assert same(fallen_back, uncompiled)
 
 

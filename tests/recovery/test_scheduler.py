@@ -25,7 +25,7 @@ def simulate(waiting: list[ScheduledBatch], packing: PackingPlan) -> list[tuple[
     runs = []
     while scheduler:
         scheduler.enter()
-        running, iterations = scheduler.running(), scheduler.iterations_to_round_end()
+        running, iterations = scheduler.running(), scheduler.iterations_to_border()
         layout = make_layout(running, packing, capacity, SCHEDULE)
         runs.append((iterations, [(p.batch.id, p.t) for p in running], layout))
         scheduler.advance(iterations)
@@ -46,7 +46,7 @@ def test_the_published_case_has_one_constant_shape() -> None:
     while scheduler:
         scheduler.enter()
         sizes.append(make_layout(scheduler.running(), packing, capacity, schedule).images)
-        assert scheduler.iterations_to_round_end() == 500
+        assert scheduler.iterations_to_border() == 500
         scheduler.advance(500)
     assert len(sizes) == 20 + 7
     assert sizes[7:20] == [462] * 13

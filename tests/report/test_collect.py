@@ -60,7 +60,9 @@ def test_headline(whole: Report) -> None:
     assert headline.distilled is not None
     assert headline.random is not None
     assert headline.random.mean == pytest.approx(236 / 3)
-    assert headline.gain == pytest.approx(8.0)
+    assert headline.difference is not None
+    assert headline.difference.points.mean == pytest.approx(8.0)
+    assert headline.difference.verdict.startswith("+8.0 points, 95 % interval ")
     assert headline.recover_seconds == pytest.approx(31.0)
 
 
@@ -118,6 +120,7 @@ def test_a_new_run_names_every_stage_to_run(tmp_path: Path) -> None:
     empty = content(fake_run.write(tmp_path, Shape(stages=())), Missing("Nothing to measure.", "aggregate"))
     assert {part: reason.stage for part, reason in empty.missing.items()} == {
         "accuracy": "evaluate",
+        "classes": "",
         "samples": "aggregate",
         "recovery": "recover",
         "costs": "",
@@ -156,7 +159,7 @@ def test_hard_labels_are_the_headline_where_nothing_else_was_trained(tmp_path: P
     hard = content(fake_run.write(tmp_path, Shape(arms=("distilled-hard", "random-soft"))))
     assert hard.headline.labels == "hard"
     assert hard.headline.random is None  # never compared with other labels
-    assert hard.headline.gain is None
+    assert hard.headline.difference is None
 
 
 def test_json_holds_null_instead_of_nan(tmp_path: Path) -> None:

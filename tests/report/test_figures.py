@@ -17,7 +17,7 @@ from delt_hpc.report import figures, palette
 from delt_hpc.report.collect import collect
 from delt_hpc.report.content import Missing, Report, SampleClass, SampleImage
 from delt_hpc.report.drawing import Chart
-from delt_hpc.report.samples import CELL, GAP, cell_size, draw_strip
+from delt_hpc.report.samples import CELL, GAP, cell_size, draw_strip, encode, read_pictures
 from delt_hpc.run.folder import RunFolder
 
 DIGITS = SPECS["digits"]
@@ -43,6 +43,9 @@ def test_every_section_has_its_charts(charts: dict[str, Chart]) -> None:
     recovery = ["loss", "cross-entropy", "bn-distance", "active-images"]
     assert list(charts) == [
         *students,
+        "differences",
+        "class-accuracy",
+        "confusion",
         *recovery,
         "round-seconds",
         "round-throughput",
@@ -75,9 +78,14 @@ def test_an_svg_contains_text_and_refers_to_nothing_outside(charts: dict[str, Ch
     assert "http" not in svg
 
 
-def test_pngs_are_pictures_of_one_size(charts: dict[str, Chart]) -> None:
-    for chart in charts.values():
-        assert Image.open(io.BytesIO(chart.png)).size == (864, 464), chart.name
+def test_pngs_are_pictures_of_one_width(charts: dict[str, Chart]) -> None:
+    sizes = {name: Image.open(io.BytesIO(chart.png)).size for name, chart in charts.items()}
+    assert {width for width, _ in sizes.values()} == {864}
+    assert {name for name, (_, height) in sizes.items() if height != 464} == {
+        "differences",
+        "class-accuracy",
+        "confusion",
+    }
 
 
 def test_a_chart_is_the_same_each_time(whole: Report, charts: dict[str, Chart]) -> None:
@@ -137,7 +145,8 @@ def test_a_strip_shows_initial_above_distilled_images_pixel_by_pixel(tmp_path: P
     drawn = {name: rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for name in ("d0", "d1", "s0", "s1")}
     for name, pixels in drawn.items():
         picture((run.distilled if name[0] == "d" else run.selected) / f"{name}.png", pixels)
-    made = np.asarray(draw_strip(run, sample(("d0.png", "s0.png"), ("d1.png", "s1.png")), DIGITS))
+    read = read_pictures(run, sample(("d0.png", "s0.png"), ("d1.png", "s1.png")), DIGITS)
+    made = np.asarray(draw_strip(read, DIGITS.size))
     step = CELL + GAP
     assert made.shape == (2 * step - GAP, 2 * step - GAP, 4)
     for name, row, column in (("s0", 0, 0), ("s1", 0, 1), ("d0", 1, 0), ("d1", 1, 1)):
@@ -150,7 +159,7 @@ def test_a_strip_shows_initial_above_distilled_images_pixel_by_pixel(tmp_path: P
 def test_a_strip_from_noise_is_one_row(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     picture(run.distilled / "d.png", np.zeros((16, 16, 3), np.uint8))
-    assert draw_strip(run, sample(("d.png", None)), DIGITS).size == (CELL, CELL)
+    assert draw_strip(read_pictures(run, sample(("d.png", None)), DIGITS), DIGITS.size).size == (CELL, CELL)
 
 
 def test_large_images_are_reduced_and_initial_ones_cropped_as_the_network_sees_them(tmp_path: Path) -> None:
@@ -159,7 +168,8 @@ def test_large_images_are_reduced_and_initial_ones_cropped_as_the_network_sees_t
     wide[:, 150:450] = 255  # the centre square, and nothing else, is white
     picture(run.selected / "s.png", wide)
     picture(run.distilled / "d.png", np.full((224, 224, 3), 60, np.uint8))
-    made = np.asarray(draw_strip(run, sample(("d.png", "s.png")), SPECS["imagenette"]))
+    spec = SPECS["imagenette"]
+    made = np.asarray(draw_strip(read_pictures(run, sample(("d.png", "s.png")), spec), spec.size))
     assert made.shape == (2 * CELL + GAP, CELL, 4)
     assert (made[:CELL, :, :3] == 255).all()
     assert (made[CELL + GAP :, :, :3] == 60).all()
@@ -170,4 +180,13 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     run.distilled.mkdir()
     (run.distilled / "d.png").write_bytes(struct.pack(">I", 7))
     with pytest.raises(BadImageError, match=r"d\.png"):
-        draw_strip(run, sample(("d.png", None)), DIGITS)
+        read_pictures(run, sample(("d.png", None)), DIGITS)
+
+
+def test_the_page_gets_small_images_without_loss_and_large_ones_as_jpeg() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    small = Image.open(io.BytesIO(encode(Image.fromarray(pixels))))
+    assert small.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(small), pixels)
+    large = Image.open(io.BytesIO(encode(Image.new("RGB", (224, 224), (9, 60, 200)))))
+    assert (large.format, large.size) == ("JPEG", (224, 224))

@@ -16,7 +16,7 @@ from delt_hpc.context import Context
 from delt_hpc.data.dataset import RESERVED
 from delt_hpc.distilled import manifest
 from delt_hpc.models import teacher
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 from delt_hpc.pipeline import run_stages
 from delt_hpc.ranking.table import read_ranking
 from delt_hpc.training.trial import Trial
@@ -65,12 +65,31 @@ def test_selected_images_are_copies_around_the_median(finished: Context) -> None
 
 def test_every_student_seed_and_arm_has_its_result(finished: Context) -> None:
     results = [json.loads(path.read_text()) for path in sorted(finished.run.evaluate.glob("*/result.json"))]
-    arms = ("distilled-hard", "distilled-soft", "random-soft")
+    arms = ("distilled-hard", "distilled-soft", "random-soft", "selected-soft")
     assert {(r["student"], r["seed"], r["arm"]) for r in results} == {("convnet3", s, a) for s in (1, 2) for a in arms}
     for result in results:
         assert 0 <= result["final"] <= result["best"] <= 100
         assert 0 <= result["ema"] <= 100
         assert result["train_images"] == 12
+
+
+def test_confusion_counts_agree_with_the_accuracy(finished: Context) -> None:
+    classes, val = len(finished.dataset.classes), finished.dataset.val
+    for folder in finished.run.evaluate.iterdir():
+        table = pd.read_csv(folder / "confusion.csv")
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        counts[table["class_index"], table["predicted"]] = table["images"]
+        assert counts.sum(1).tolist() == val.counts(classes).tolist()
+        final = json.loads((folder / "result.json").read_text())["final"]
+        assert 100 * counts.trace() / counts.sum() == pytest.approx(final)
+
+
+def test_a_student_can_be_trained_on_the_full_data_set(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "aggregate")
+    full = start(root, ("evaluate",), {"evaluate": {"arms": ["full-hard"], "seeds": [1]}})
+    result = json.loads((full.run.evaluate / "convnet3-1-full-hard" / "result.json").read_text())
+    assert result["train_images"] == len(full.dataset.train) > 12
+    assert (result["images"], result["labels"], result["epochs"]) == ("full", "hard", 2)
 
 
 def test_a_trial_alone_has_the_same_result_as_among_all(finished: Context, start: Start, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_folder_made_by_another_configuration(start: Start, copy: Path, change
 def test_free_values_may_change(start: Start, copy: Path) -> None:
     changes = {"evaluate": {"seeds": [1, 2, 3]}, "machine": {"cache_mib": 1}, "recover": {"checkpoint_seconds": 5.0}}
     run = start(copy, ("evaluate",), changes).run
-    assert len(list(run.evaluate.glob("*/result.json"))) == 9
+    assert len(list(run.evaluate.glob("*/result.json"))) == 12
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.context import Context
 from delt_hpc.data.loader import ValidationSet
-from delt_hpc.models import convnet
+from delt_hpc.models import networks
 from delt_hpc.recovery import engine as packed
 from delt_hpc.recovery import reference
 from delt_hpc.run import stop
@@ -147,7 +147,7 @@ def test_a_teacher_s_training_resumes_at_the_step(
 def test_students_trainings_resume_at_the_step(
     finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Steps
 ) -> None:
-    """Six trainings of two epochs of two steps. The state has the averaged model too."""
+    """Eight trainings of two epochs of two steps. The state has the averaged model too."""
     root = tmp_path / "run"
     copy_run(finished, root, "aggregate")
     for at in (1, 6, 11, 20):  # in an epoch, after its last step, after a training's first and last step
@@ -157,7 +157,7 @@ def test_students_trainings_resume_at_the_step(
         assert steps.count == at
     steps.stop_in = 0
     run = start(root, ("evaluate",)).run
-    assert steps.count == 24
+    assert steps.count == 32
     assert trained(run) == trained(finished.run)
 
 
@@ -303,13 +303,13 @@ def test_a_network_with_dropout_resumes_at_the_step(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Steps
 ) -> None:
     """Dropout draws from torch's own generators, which no checkpoint holds."""
-    plain = convnet.ConvNet.__init__
+    plain = networks.ConvNet.__init__
 
-    def with_dropout(self: convnet.ConvNet, *args: int) -> None:
+    def with_dropout(self: networks.ConvNet, *args: int) -> None:
         plain(self, *args)
         self.features.append(torch.nn.Dropout(0.5))
 
-    monkeypatch.setattr(convnet.ConvNet, "__init__", with_dropout)
+    monkeypatch.setattr(networks.ConvNet, "__init__", with_dropout)
     undisturbed = start(tmp_path / "undisturbed", ("squeeze",)).run
     steps.count, steps.stop_in = 0, 2
     with pytest.raises(stop.Interrupted), stop.on_signal():

@@ -17,8 +17,8 @@ from delt_hpc.errors import UserError
 from delt_hpc.run.folder import write_csv
 from delt_kernels import segments
 
-IN_USE = {"TILE": segments.TILE, "TILE_CHANNELS": segments.TILE_CHANNELS}
-_GRID = [{"TILE": tile, "TILE_CHANNELS": channels} for tile in (1024, 2048, 4096) for channels in (32, 64, 128)]
+IN_USE = {"TILE_BYTES": segments.TILE_BYTES, "TILE_CHANNELS": segments.TILE_CHANNELS}
+_GRID = [{"TILE_BYTES": size, "TILE_CHANNELS": channels} for size in (2048, 4096, 8192) for channels in (32, 64, 128)]
 CHOICES = (IN_USE, *(choice for choice in _GRID if choice != IN_USE))
 
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import timer  # waits for the device, then reads the clock
 
-from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked
-from delt_hpc.bench.synthesis.cases import random_images, teacher
+from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked, random_images, teacher
 from delt_hpc.config.schema import Rank
 from delt_hpc.ranking.score import scores
 from delt_hpc.training.precision import scoring_dtype
@@ -36,7 +35,7 @@ class ScoringStep:
         began = timer()
         for _ in range(steps):
             self._scores()
-        return Block(steps * self.batch_size, timer() - began)
+        return Block(steps * self.batch_size, steps, timer() - began)
 
     def _scores(self) -> np.ndarray:
         if self._plain:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import timer  # waits for the device, then reads the clock
 
-from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked
-from delt_hpc.bench.synthesis.cases import random_images, teacher
+from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked, random_images, teacher
 from delt_hpc.config.schema import Evaluate, Squeeze
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.epochs import TrainingBatch
@@ -66,7 +65,7 @@ class TrainingStep:
         return checked(_gradient(self._network), exact, ALLOWED[self.dtype])
 
     def block(self, steps: int) -> Block:
-        return Block(steps * self.batch_size, self._run(steps, WARM_UP_STEPS))
+        return Block(steps * self.batch_size, steps, self._run(steps, WARM_UP_STEPS))
 
     def _run(self, steps: int, warm_up: int) -> float:
         """Seconds of the steps after the warm-up."""

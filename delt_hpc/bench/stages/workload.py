@@ -1,15 +1,28 @@
-"""What the benchmark of the stages times: one stage's work on random images, by default settings or in a plain form."""
+"""The work of a stage on random images, which the benchmarks of stages and engines check, repeat and time."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import IMAGENET_MEAN, IMAGENET_STD, DatasetSpec, margin
+from delt_hpc.errors import UserError
+from delt_hpc.keyed_random import Key, generator, seeded
+from delt_hpc.models.registry import build
 
 BenchStage = Literal["squeeze", "rank", "recover", "evaluate"]
 Settings = Literal["default", "plain", "reference", "uncompiled"]
+
+SIZES = {"resnet18": 224, "resnet50": 224, "resnet18-small-stem": 32, "convnet3": 32, "convnet4": 64}
+"""The usual image size of each network in pixels."""
+
+ITERATIONS = 4000  # of a recovery, as published
+_STATISTICS_IMAGES = 16
+_BN_SHIFT = 2.0  # in standard deviations
+_COARSE = 8  # pixels between two independent values of the smooth part of an image
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,7 @@ class Case:
         size: height and width of the images, pixels.
         classes: recovery plans its batches for all of them, with `ipc` images each.
         batch_size: None: the stage's default.
+        rounds: of recovery.
     """
 
     stage: BenchStage
@@ -32,6 +46,15 @@ class Case:
     ipc: int
     batch_size: int | None
     device: torch.device
+    rounds: int = 8
+
+    def __post_init__(self) -> None:
+        if ITERATIONS % self.rounds:
+            raise UserError(
+                f"{ITERATIONS} iterations cannot be split into {self.rounds} equal rounds",
+                where=f"--rounds {self.rounds}",
+                expected="a divisor, e.g. 8",
+            )
 
     @property
     def spec(self) -> DatasetSpec:
@@ -39,11 +62,17 @@ class Case:
             "random", self.classes, self.size, margin(self.size), IMAGENET_MEAN, IMAGENET_STD, True, self.teacher
         )
 
+    def recover(self, **options: Any) -> Recover:
+        """The configuration of the recovery, with these options besides the work."""
+        work = {"iterations": ITERATIONS, "round_iterations": ITERATIONS // self.rounds}
+        return Recover(**work | ({"batch_size": self.batch_size} if self.batch_size else {}) | options)
+
 
 class Block(NamedTuple):
-    """A timed block: images that went through the network, each as often as it did, and seconds."""
+    """A timed block: images that went through the network, each as often as it did; passes through it; seconds."""
 
     images: int
+    passes: int
     seconds: float
 
 
@@ -87,3 +116,27 @@ def checked(found: Tensor, exact: Tensor, allowed: float) -> float:
     if not error <= allowed:
         raise InexactError(f"wrong: relative error {error:.1e}, at most {allowed:.0e} allowed")
     return error
+
+
+def teacher(network: str, spec: DatasetSpec) -> nn.Module:
+    """Random weights; the BatchNorm statistics are those of a pass of random images, so that each layer fits its input.
+
+    BatchNorm's shifts are high: with many values near zero, ReLUs that flip with the last bit would change the gradient
+    of a deep network more than any mistake does.
+    """
+    with seeded("bench", network), torch.no_grad():
+        made = build(network, spec.classes, spec.size)
+        for layer in made.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = None  # running statistics are then the average of all passes, here of one
+                layer.bias.fill_(_BN_SHIFT)
+        made.train()(random_images(_STATISTICS_IMAGES, spec.size, "statistics"))
+    return made.eval().requires_grad_(False)
+
+
+def random_images(count: int, size: int, *key: Key) -> Tensor:
+    """Mostly smooth, as real ones are: float32 [count, 3, size, size]."""
+    random = generator("bench", *key)
+    coarse = torch.randn(count, 3, size // _COARSE, size // _COARSE, generator=random)
+    fine = torch.randn(count, 3, size, size, generator=random)
+    return F.interpolate(coarse, size=size, mode="bilinear") + fine / 2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.data.crops import Crops
 from delt_hpc.data.dali.files import Files, ImageData
 from delt_hpc.data.dali.pipeline import Arguments, PipelineSpec, Request, deliver
 from delt_hpc.data.dali.resize import (
@@ -21,6 +22,7 @@ from delt_hpc.data.dali.resize import (
     resize_to_edge,
 )
 from delt_hpc.data.index import Index
+from delt_hpc.data.random_crop import Window
 from delt_hpc.data.transforms import evaluation
 
 
@@ -47,12 +49,60 @@ def evaluation_batches(
         evaluation_graph(spec),
         batch_size,
     )
-    requests = (
-        [Request(position) for position in positions[start : start + batch_size].tolist()]
-        for start in range(0, len(positions), batch_size)
-    )
-    for images, delivered in deliver(pipeline_spec, requests, bad, device, threads):
+    for images, delivered in deliver(pipeline_spec, _in_order(positions, batch_size), bad, device, threads):
         yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
+
+
+def crop_batches(
+    index: Index,
+    positions: np.ndarray,
+    spec: DatasetSpec,
+    batch_size: int,
+    crops: Crops,
+    *,
+    device: torch.device,
+    threads: int,
+    bad: BadFiles,
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """See `delt_hpc.data.loader.crop_batches`. JPEGs are decoded on the GPU if `device` is one."""
+
+    def describe(request: Request, image: ImageData) -> Arguments:
+        path = index.paths[request.position]
+        windows = (crops.window(path, number, image.height, image.width) for number in range(crops.number))
+        return tuple(argument for window in windows for argument in _window_arguments(window, crops.side))
+
+    pipeline_spec = PipelineSpec(Files(index, try_first=bad.skips), describe, _crops_graph(spec, crops), batch_size)
+    for images, delivered in deliver(pipeline_spec, _in_order(positions, batch_size), bad, device, threads):
+        yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
+
+
+def _in_order(positions: np.ndarray, batch_size: int) -> Iterator[list[Request]]:
+    for start in range(0, len(positions), batch_size):
+        yield [Request(position) for position in positions[start : start + batch_size].tolist()]
+
+
+def _window_arguments(window: Window, side: int) -> Arguments:
+    rows, columns = axis(window.height, side, 0, side), axis(window.width, side, 0, side)
+    return (
+        np.asarray((window.top, window.left), dtype=np.int32),
+        np.asarray((window.height, window.width), dtype=np.int32),
+        *edge_arguments(rows, columns, window.height, window.width),
+    )
+
+
+def _crops_graph(spec: DatasetSpec, crops: Crops) -> Callable[..., Any]:
+    """DALI graph from decoded images, the device and the windows' arguments to float32 [number, 3, side, side]."""
+
+    def graph(image: Any, device: str, *arguments: Any) -> Any:
+        each = len(arguments) // crops.number
+        cut = []
+        for first in range(0, len(arguments), each):
+            corner, shape, *edge = arguments[first : first + each]
+            window = fn.slice(image, corner, shape, axes=(0, 1))
+            cut.append(normalised(resize_to_edge(window, device, crops.side, *edge), spec))
+        return fn.stack(*cut, axis=0)
+
+    return graph
 
 
 def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:

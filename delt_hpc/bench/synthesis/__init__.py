@@ -1,1 +1,0 @@
-"""`delt-hpc bench synthesis`: whole recovery iterations, engine by engine."""
