@@ -8,6 +8,7 @@ answer.
 import json
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,8 @@ from rich.console import Console
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
+from delt_hpc.config.schema import Stage
+from delt_hpc.errors import UserError
 from delt_hpc.launch import cancel as canceling
 from delt_hpc.launch import doctor as site
 from delt_hpc.launch import downloads, environment, estimate, figures, modelled, profile, queue, records, show
@@ -25,6 +28,7 @@ from delt_hpc.launch import logs as logging
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch import status as states
 from delt_hpc.launch import submit as submission
+from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.request import OpenedRun, Request, max_array_size, open_run, open_submitted, request_of, warnings
 from delt_hpc.run.folder import read_json
@@ -32,7 +36,7 @@ from delt_hpc.run.stop import EXIT_CODE, Interrupted
 
 REFUSED = 6
 
-_CLUSTER = "A profile's name or its YAML file"
+_CLUSTER = "A profile (in ~/.config/delt-hpc/ or shipped) or its YAML file"
 Count = Annotated[
     int | None, typer.Option("--classes-count", min=1, help="Number of classes, if the data set is not here.")
 ]
@@ -41,8 +45,11 @@ Count = Annotated[
 def plan(
     config: Source,
     cluster: Annotated[
-        str, typer.Option("--cluster", metavar="PROFILE", envvar="DELT_CLUSTER", help=f"{_CLUSTER}.")
-    ] = "generic-gpu",
+        str | None,
+        typer.Option(
+            "--cluster", metavar="PROFILE", envvar="DELT_CLUSTER", help=f"{_CLUSTER}.", show_default="generic-gpu"
+        ),
+    ] = None,
     run_folder: Run = None,
     overrides: Set = None,
     stages: Stages = None,
@@ -58,7 +65,8 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the missing tasks and estimate their cost from measured speed."""
+    """Show the missing tasks and estimate their cost, from measured speed where there is one."""
+    cluster = profile.chosen(cluster, "generic-gpu")
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes)
     jobs = submission.missing(request, max_array_size(request.profile))
@@ -85,14 +93,15 @@ def plan(
 def submit(
     config: Source,
     cluster: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--cluster",
             metavar="PROFILE",
             envvar="DELT_CLUSTER",
             help=f"{_CLUSTER}; `local`: processes of this machine.",
+            show_default="~/.config/delt-hpc/default.yaml",
         ),
-    ],
+    ] = None,
     run_folder: Run = None,
     overrides: Set = None,
     stages: Stages = None,
@@ -105,6 +114,7 @@ def submit(
     ] = None,
 ) -> None:
     """Submit all missing tasks as Slurm jobs, or run them as processes of this machine. Exit code 6: refused."""
+    cluster = profile.chosen(cluster)
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes, processes)
     if dry_run:
@@ -144,13 +154,15 @@ def status(
         running = Counter(row.task.stage for row in rows if row.state == "running" and not row.task.warm_up)
         rates = figures.of_run(opened.run) if running else {}
         left = estimate.seconds_left(opened.config, opened.run, opened.classes, running, rates)
+        speeds = _speeds(opened, rates, running)
         if as_json:
-            typer.echo(json.dumps(show.status_json(rows, left, problem, code), indent=2))
+            typer.echo(json.dumps(show.status_json(rows, left, problem, code) | {"speeds": speeds}, indent=2))
         else:
             console = _console()
             if watch and console.is_terminal:
                 console.clear()
             console.print(show.status(rows, left, problem))
+            console.print("\n".join(speeds), end="\n" if speeds else "", highlight=False)
         if not watch or not (states.may_change(rows) or code == states.NO_ANSWER):
             raise typer.Exit(code)
         time.sleep(every)
@@ -290,6 +302,23 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
 
     run_processes(request, jobs, request.profile.parallel, typer.echo)
     return False
+
+
+def _speeds(opened: OpenedRun, rates: dict[Stage, figures.Rate], running: Iterable[Stage]) -> list[str]:
+    """A line for each running stage: its speed so far, and what a model says for the cluster's profile."""
+    submitted = records.submissions(LaunchFolder(opened.run))
+    try:
+        site = profile.load(submitted[-1].cluster) if submitted else Profile()
+    except UserError:  # `local`, or a file that is gone
+        site = Profile()
+    expected = modelled.rates(opened.config, site)
+    lines = []
+    for stage in running:
+        if stage in rates:
+            rate, model = rates[stage], expected.get(stage)
+            share = f", {rate.passes_per_s / model.passes_per_s:.0%} of the modelled speed" if model else ""
+            lines.append(f"{stage}: {rate.passes_per_s:,.0f} image-iterations/s a task on {rate.device}{share}")
+    return lines
 
 
 def _print_summary(request: Request) -> int:

@@ -1,5 +1,6 @@
 """The state of every task: from the run's markers first, then the queue, accounting, and the events of the tasks."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,8 @@ ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
 # Events with which a task ends on request, and what they mean.
 _STOPS = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
 COMMENT = "delt-hpc:"  # begins the comment of a job; its token follows
+# A line that `run.progress.Bar` writes to a log, and where to look for it.
+_PROGRESS, _LOG_TAIL = re.compile(r".+: \d+/\d+ .*\(about \d+ s left\)"), 4096
 _SBATCH_TAKES = timedelta(minutes=10)  # at most
 # A process that cannot be seen from here, and has shown no sign of life for so long, is lost.
 LOST_AFTER_SECONDS = 10 * records.HEARTBEAT_SECONDS
@@ -201,6 +204,9 @@ def _row(
     entry = queued.get(owner.job)
     state: State
     state, message = ("done", "") if finished else _state(folder, owner, entry, events, problem)
+    log = _log(run, owner.task, starts)
+    if state == "running":
+        message = "; ".join(filter(None, (message, _last_progress(log))))
     seconds = entry.seconds if entry and state in ("running", "failed") else None
     if seconds is None:
         seconds = _seconds(events, state)
@@ -215,7 +221,7 @@ def _row(
         seconds,
         done,
         total,
-        _log(run, owner.task, starts),
+        log,
         bool(entry and not finished and entry.remedy),
         _restart_reasons(events),
         owner.task,
@@ -309,6 +315,17 @@ def _seconds(events: list[Event], state: State) -> int | None:
         return None
     end = datetime.now(UTC) if state == "running" else datetime.fromisoformat(events[-1].time)
     return int((end - datetime.fromisoformat(starts[-1].time)).total_seconds())
+
+
+def _last_progress(log: Path | None) -> str:
+    """The last line of progress in a task's log, e.g. squeeze: 310/1000 (about 40 s left); empty if there is none."""
+    if not log or not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    found = [line for line in lines if _PROGRESS.fullmatch(line)]
+    return found[-1] if found else ""
 
 
 def _log(run: RunFolder, task: Task, starts: list[Event]) -> Path | None:

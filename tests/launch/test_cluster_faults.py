@@ -52,7 +52,7 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
 
     rows = run.tasks(code=4)
     assert {name: rows[name]["state"] for name in RECOVERY} == dict(
-        zip(RECOVERY, ("failed", "done", "done", "failed"), strict=True)
+        zip(RECOVERY, ("failed", "done", "done", "stopped"), strict=True)
     )
     assert rows[RECOVERY[0]]["message"].startswith("FAILED")
     assert rows[RECOVERY[3]]["message"].startswith("CANCELLED")

@@ -65,8 +65,8 @@ def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "Launched
     ("where", "recorded", "state", "message"),
     [
         ("cluster", False, "lost", "never started"),
-        ("cluster", True, "failed", "cancelled"),
-        ("accounted_cluster", False, "failed", "CANCELLED"),
+        ("cluster", True, "stopped", "cancelled"),
+        ("accounted_cluster", False, "stopped", "CANCELLED"),
     ],
 )
 def test_a_job_that_slurm_has_forgotten(
@@ -83,7 +83,7 @@ def test_a_job_that_slurm_has_forgotten(
         else:
             cluster.run("scancel", job)
         cluster.wait(lambda: job not in cluster.queue(), "the job to be forgotten")
-        row = run.tasks(code=4)["recover 00001-00001"]
+        row = run.tasks(code=4 if state == "lost" else 5)["recover 00001-00001"]
         assert (row["state"], row["message"]) == (state, message)
         assert "recover-00001-00001-toy, 1 task" in run.submit(*wanted)
         run.call("cancel", run.root)
