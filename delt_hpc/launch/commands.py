@@ -8,7 +8,6 @@ answer.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,6 @@ from rich.console import Console
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
-from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
 from delt_hpc.launch import cancel as canceling
 from delt_hpc.launch import doctor as site
@@ -154,7 +152,7 @@ def status(
         running = Counter(row.task.stage for row in rows if row.state == "running" and not row.task.warm_up)
         rates = figures.of_run(opened.run) if running else {}
         left = estimate.seconds_left(opened.config, opened.run, opened.classes, running, rates)
-        speeds = _speeds(opened, rates, running)
+        speeds = estimate.speeds(opened.config, _site(opened), rates, running)
         if as_json:
             typer.echo(json.dumps(show.status_json(rows, left, problem, code) | {"speeds": speeds}, indent=2))
         else:
@@ -304,21 +302,13 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     return False
 
 
-def _speeds(opened: OpenedRun, rates: dict[Stage, figures.Rate], running: Iterable[Stage]) -> list[str]:
-    """A line for each running stage: its speed so far, and what a model says for the cluster's profile."""
+def _site(opened: OpenedRun) -> Profile:
+    """The profile of the last submission; the default values where it is `local` or gone."""
     submitted = records.submissions(LaunchFolder(opened.run))
     try:
-        site = profile.load(submitted[-1].cluster) if submitted else Profile()
-    except UserError:  # `local`, or a file that is gone
-        site = Profile()
-    expected = modelled.rates(opened.config, site)
-    lines = []
-    for stage in running:
-        if stage in rates:
-            rate, model = rates[stage], expected.get(stage)
-            share = f", {rate.passes_per_s / model.passes_per_s:.0%} of the modelled speed" if model else ""
-            lines.append(f"{stage}: {rate.passes_per_s:,.0f} image-iterations/s a task on {rate.device}{share}")
-    return lines
+        return profile.load(submitted[-1].cluster) if submitted else Profile()
+    except UserError:
+        return Profile()
 
 
 def _print_summary(request: Request) -> int:

@@ -1,11 +1,12 @@
 """What a plan costs: time by measured or modelled speed, disk by arithmetic. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.launch import modelled
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch.figures import Rate
 from delt_hpc.launch.markers import Markers
@@ -193,3 +194,14 @@ def seconds_left(
         if known and len(known) == len(passes):
             found[stage] = makespan([p / rates[stage].passes_per_s for p in known], count)
     return found
+
+
+def speeds(config: Config, profile: Profile, rates: Mapping[Stage, Rate], running: Iterable[Stage]) -> list[str]:
+    """A line for each running stage: its measured speed, and its share of what the model says for the profile."""
+    expected, lines = modelled.rates(config, profile), []
+    for stage in running:
+        if stage in rates:
+            rate, model = rates[stage], expected.get(stage)
+            share = f", {rate.passes_per_s / model.passes_per_s:.0%} of the modelled speed" if model else ""
+            lines.append(f"{stage}: {rate.passes_per_s:,.0f} image-iterations/s a task on {rate.device}{share}")
+    return lines

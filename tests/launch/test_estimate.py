@@ -92,6 +92,12 @@ def test_modelled_speeds_are_operations_over_a_sustained_speed_and_say_so() -> N
     assert set(modelled.rates(other, SITE)) == {"evaluate"}
 
 
+def test_the_speed_of_a_running_stage_is_compared_with_the_modelled_one() -> None:
+    half = modelled.rates(CONFIG, SITE)["recover"].passes_per_s / 2
+    lines = estimate.speeds(CONFIG, SITE, rates({"recover": half, "rank": 1.0}), ["recover", "report"])
+    assert lines == [f"recover: {half:,.0f} image-iterations/s a task on a GPU, 50% of the modelled speed"]
+
+
 @pytest.mark.parametrize("network", modelled.FORWARD)
 def test_operations_of_a_forward_pass_are_those_that_torch_counts(network: str) -> None:
     billions, size = modelled.FORWARD[network]
