@@ -153,6 +153,28 @@ def test_what_is_not_a_distilled_set(tmp_path: Path) -> None:
         delt_hpc.load_distilled(tmp_path)
 
 
+def test_an_image_is_compared_with_its_checksum_when_it_is_read(finished: Context, tmp_path: Path) -> None:
+    folder = copy_run(finished, tmp_path / "run") / "distilled"
+    loaded = delt_hpc.load_distilled(folder)
+    first, second = (Path(path) for path, _ in loaded.samples[:2])
+    second.write_bytes(first.read_bytes())
+    assert loaded[0][1] == 0
+    with pytest.raises(UserError, match=r"00001\.png: its content has changed"):
+        loaded[1]
+    first.unlink()
+    with pytest.raises(UserError, match=r"00000\.png: cannot be read"):
+        loaded[0]
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "classes.csv", "dataset.json"])
+def test_a_changed_table_of_a_distilled_set_is_refused(finished: Context, tmp_path: Path, name: str) -> None:
+    folder = copy_run(finished, tmp_path / "run") / "distilled"
+    content = (folder / name).read_text(encoding="utf-8")
+    (folder / name).write_text(content.replace("two words", "two w0rds").replace('"ipc": 3', '"ipc": 2'))
+    with pytest.raises(UserError, match=name):
+        delt_hpc.load_distilled(folder)
+
+
 def test_a_configuration_can_be_given_itself(finished: Context, tmp_path: Path) -> None:
     run = delt_hpc.distil(finished.config, copy_run(finished, tmp_path / "run", until="rank"), stages=["select"])
     assert run == tmp_path / "run"

@@ -36,10 +36,17 @@ def bench_loading(
 @app.command("ranking")
 def bench_ranking(
     images: Annotated[int, typer.Option(min=20, help="Number of images of each of the eight classes.")] = 32,
+    files: Annotated[
+        int, typer.Option(min=256, help="Number of small PNG files (Fashion-MNIST if installed) to time.")
+    ] = 8192,
     out: Out = Path("bench"),
 ) -> None:
-    """Compare the rankings of backends and precisions."""
-    from delt_hpc.bench import ranking  # noqa: PLC0415
+    """Compare the rankings of backends and precisions, and the speed of the default and of plain settings."""
+    from delt_hpc.bench import ranking, ranking_speed  # noqa: PLC0415
+
+    table = ranking_speed.bench(files, out)
+    typer.echo(table[list(ranking_speed.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    typer.echo(f"table: {out}/{ranking_speed.FILE}")
 
     table = ranking.bench(images, out)
     typer.echo(table[list(ranking.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.5f}"))
@@ -77,18 +84,20 @@ def bench_kernels(
     from delt_hpc.bench.kernels import table  # noqa: PLC0415
     from delt_hpc.bench.kernels import tiles as tile_sizes  # noqa: PLC0415
     from delt_hpc.bench.kernels.cases import SEGMENTS, SIZES  # noqa: PLC0415
+    from delt_hpc.bench.kernels.measure import VARIANTS  # noqa: PLC0415
     from delt_hpc.bench.machine import this_device  # noqa: PLC0415
 
     device = this_device()
     gpu = device.type == "cuda"
-    names = (networks or (",".join(SIZES) if gpu else "convnet4")).split(",")
+    names = _chosen("--networks", networks, SIZES, tuple(SIZES) if gpu else ("convnet4",))
+    chosen = _chosen("--variants", variants, VARIANTS, ())
     count = images or (sum(SEGMENTS) if gpu else 2)
     kind: torch.dtype = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
     if tiles:
         typer.echo(table.text(tile_sizes.bench(names, count, kind, device, out)))
         typer.echo(f"all times: {out}/kernel-tiles.csv")
         return
-    typer.echo(table.summary(table.bench(names, count, variants.split(","), kind, device, out)))
+    typer.echo(table.summary(table.bench(names, count, chosen, kind, device, out)))
     typer.echo(f"table: {out}/kernels.csv")
 
 

@@ -76,6 +76,16 @@ class Index:
         low, high = np.searchsorted(self.labels, [first, last + 1])
         return np.arange(low, high)
 
+    def batches(self, positions: np.ndarray, size: int, *, by_class: bool = False) -> Iterator[np.ndarray]:
+        """The positions in batches of at most `size`; with `by_class`, none has images of two classes.
+
+        Args:
+            positions: int64 [n]; by class, images of a class follow each other.
+        """
+        changes = np.diff(self.labels[positions]) if by_class else np.zeros(0)
+        for part in np.split(positions, np.flatnonzero(changes) + 1):
+            yield from (part[start : start + size] for start in range(0, len(part), size))
+
     def counts(self, classes: int) -> np.ndarray:
         """Images of each class, int64 [classes]."""
         return np.bincount(self.labels, minlength=classes)
@@ -100,11 +110,16 @@ class Index:
         """
         try:
             table = pd.read_csv(path, dtype={"class_index": np.int64, "img_path": str}, keep_default_na=False)
-            return Index(root, tuple(table["img_path"]), table["class_index"].to_numpy(copy=True))
+            labels = table["class_index"].to_numpy(copy=True)
+            if (np.diff(labels, prepend=0) < 0).any():
+                raise ValueError
+            return Index(root, tuple(table["img_path"]), labels)
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
         except (ValueError, KeyError):
-            raise UserError("is damaged", where=str(path), expected="columns class_index, img_path") from None
+            raise UserError(
+                "is damaged", where=str(path), expected="columns class_index (0, 0, ..., 1, ...), img_path"
+            ) from None
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -66,10 +66,11 @@ def evaluation_batches(
     device: torch.device,
     threads: int,
     bad: BadFiles,
+    by_class: bool = False,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """See `delt_hpc.data.loader.evaluation_batches`. `threads` worker processes load if there are many images."""
     source = _ImageDataset(index, partial(_evaluate, evaluation(spec)))
-    batches = _in_order(positions, batch_size)
+    batches = _items(index.batches(positions, batch_size, by_class=by_class))
     for items, pixels in _load(source, batches, _workers(threads, len(positions)), device, bad):
         yield normalise(pixels, spec), np.asarray([item.position for item in items])
 
@@ -87,7 +88,7 @@ def crop_batches(
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """See `delt_hpc.data.loader.crop_batches`. `threads` worker processes load if there are many images."""
     source = _ImageDataset(index, partial(_cut, crops, index.paths))
-    batches = _in_order(positions, batch_size)
+    batches = _items(index.batches(positions, batch_size, by_class=True))
     for items, pixels in _load(source, batches, _workers(threads, len(positions)), device, bad):
         images = normalise(pixels.flatten(0, 1), spec).unflatten(0, (-1, crops.number))
         yield images, np.asarray([item.position for item in items])
@@ -137,9 +138,9 @@ def _cut(crops: Crops, paths: Sequence[str], image: Image.Image, item: Item) -> 
     return np.stack([crops.cut(image, paths[item.position], number) for number in range(crops.number)])
 
 
-def _in_order(positions: np.ndarray, batch_size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(positions), batch_size):
-        yield [Item(position) for position in positions[start : start + batch_size].tolist()]
+def _items(batches: Iterable[np.ndarray]) -> Iterator[list[Item]]:
+    for batch in batches:
+        yield [Item(position) for position in batch.tolist()]
 
 
 class _ImageDataset(Dataset[Sample]):

@@ -14,7 +14,6 @@ from torchvision.datasets import VisionDataset
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.dataset import Dataset
 from delt_hpc.data.index import ClassMap, Index
-from delt_hpc.data.transforms import decode
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.models import teacher, weights
@@ -38,17 +37,20 @@ class DistilledDataset(VisionDataset):
     """
 
     def __init__(self, folder: Path, transform: Callable[[Any], Any] | None = None) -> None:
-        """Images are PIL images unless `transform` changes them.
+        """Images are PIL images unless `transform` changes them. Each is compared with its checksum when it is read.
 
         Raises:
-            UserError: the manifest, the class map, dataset.json or protocol.json is missing or damaged; or the export
-                has another format.
+            UserError: the manifest, the class map, dataset.json or protocol.json is missing, changed or damaged; or the
+                export has another format.
         """
         super().__init__(folder, transform=transform)
         self._folder = folder
         self._protocol = read_json(folder / PROTOCOL) if (folder / PROTOCOL).is_file() else None
         listed = manifest.index(folder)
         self._index = listed if self._protocol is None else Index(folder / TRAIN, listed.paths, listed.labels)
+        if self._protocol is None:
+            manifest.require_tables(folder)
+        self._digests = tuple(manifest.read_manifest(folder)["sha256"])
         self._class_map = ClassMap.read(folder / manifest.CLASSES)
         self.spec = self._read_spec()
         self.classes = self._class_map.names
@@ -61,7 +63,7 @@ class DistilledDataset(VisionDataset):
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
         path, label = self.samples[position]
-        image = decode(Path(path))
+        image = manifest.read_image(Path(path), self._digests[position])
         return self.transform(image) if self.transform else image, label
 
     def teacher(self, device: str = "cpu") -> nn.Module:

@@ -142,6 +142,43 @@ def require(folder: Path) -> None:
         )
 
 
+def require_tables(folder: Path) -> None:
+    """Check manifest and class map of a distilled set, wherever it is, against the checksums in dataset.json.
+
+    Raises:
+        UserError: one of them was changed, or dataset.json is missing or damaged.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        raise UserError(f"there is no {FACTS}", where=str(folder), expected="a folder made by the stage `aggregate`")
+    listed = _Facts.read(path).files
+    found = checksums.changed(folder, {name: listed[name] for name in (MANIFEST, CLASSES) if name in listed})
+    if found:
+        raise UserError(f"{len(found)} file(s) changed: {some(found)}", where=str(folder), remedy=_REMEDY)
+
+
+def read_image(path: Path, digest: str) -> Image.Image:
+    """An image of the set, as RGB.
+
+    Args:
+        digest: its SHA-256 in the manifest.
+
+    Raises:
+        UserError: the file is missing, changed, or not an image.
+    """
+    fault = ""
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() == digest:
+            return decode(path, content)
+        fault = "its content has changed (SHA-256)"
+    except OSError as error:
+        fault = f"cannot be read: {error.strerror}"
+    except BadImageError as error:
+        fault = f"not a readable image: {str(error).removeprefix(f'{path}: ')}"
+    raise UserError(fault, where=str(path), remedy=_REMEDY)
+
+
 def require_images(folder: Path) -> None:
     """Check the images of a distilled set whose other files are unchanged.
 
@@ -244,13 +281,15 @@ def image_fault(path: Path, size: int | None, digest: str | None = None, *, deep
     Args:
         deep: decode the image; otherwise only its size is read.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        return "not a regular file"
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return "not a regular file"
         content = path.read_bytes()
     except OSError as error:
         lost = isinstance(error, FileNotFoundError | NotADirectoryError)
         return "missing" if lost else f"cannot be read: {error.strerror}"
+    except ValueError as error:  # a null byte in the path
+        return f"cannot be read: {error}"
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         return "its content has changed (SHA-256)"
     try:

@@ -12,7 +12,7 @@ from delt_hpc.launch.plan import WARM_UP, Task
 from delt_hpc.launch.script import COMPILED
 from delt_hpc.recovery import batches
 from delt_hpc.run import late
-from delt_hpc.run.folder import DONE, RunFolder
+from delt_hpc.run.folder import DONE, RunFolder, has_marker
 
 
 class Markers:
@@ -21,7 +21,7 @@ class Markers:
     def __init__(self, config: Config, run: RunFolder, classes: int) -> None:
         self.config, self.run, self.classes = config, run, classes
         self._ranked = late.names(run.rank)
-        self._recovered = {name for name in late.names(run.recover) if late.seen(run.recover / name)}
+        self._recovered = {name for name in late.names(run.recover) if _is_done(run.recover / name)}
         self._batches: dict[int, list[batches.Batch]] = {}  # by first class
         for batch in batches.plan(classes, config.select.ipc, config.recover):
             self._batches.setdefault(batch.first, []).append(batch)
@@ -43,22 +43,22 @@ class Markers:
         run = self.run
         if task.stage == "rank":
             done, total = self.classes_done(task)
-            return late.seen(run.rank) or (task.classes is not None and done == total)
+            return _is_done(run.rank) or (task.classes is not None and done == total)
         if task.warm_up:
             return any((run.root / COMPILED).glob("*/files.tar"))
         if task.stage == "recover":
             return all(batch.id in self._recovered for batch in self._batches_of(task))
         if task.trial:
-            return late.seen(task.trial.folder(run))
+            return _is_done(task.trial.folder(run))
         if task.stage == "report":
             return self._report_is_current()
         folders = {"squeeze": run.teacher, "select": run.selected, "aggregate": run.distilled}
-        return late.seen(folders[task.stage])
+        return _is_done(folders[task.stage])
 
     def classes_done(self, task: Task) -> tuple[int, int]:
         """Number of classes of a rank task that are ranked, and of all its classes."""
         classes = self._classes(task)
-        if late.seen(self.run.rank):
+        if _is_done(self.run.rank):
             return len(classes), len(classes)
         return sum(self.run.class_ranking(c).name in self._ranked for c in classes.indices), len(classes)
 
@@ -120,6 +120,11 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
         where=str(root),
         remedy="give --classes-count N, or set data.root or data.num_classes",
     )
+
+
+def _is_done(folder: Path) -> bool:
+    """Whether the folder has a marker that can be read. A damaged one counts as none: the stage does the work again."""
+    return late.seen(folder) and has_marker(folder)
 
 
 def _time(path: Path) -> float:

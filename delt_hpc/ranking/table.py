@@ -1,5 +1,6 @@
 """The ranking: a table of the scores of all training images, in class-map order, within a class best first."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from delt_hpc.errors import UserError, some
 from delt_hpc.run.folder import write_csv
 
 COLUMNS = ("score", "img_path", "class", "class_index")
+_BAD_TABLE = (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning)
 CROP = "crop"  # the number of the ranked crop, in rankings of crops
 _TYPES = {"img_path": str, "class": str, "class_index": np.int64}
 
@@ -62,8 +64,10 @@ def read_given(path: Path, index: Index, classes: ClassMap) -> pd.DataFrame:
     """
     where = f"rank.csv: {path}"
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more cells than the header
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (OSError, UnicodeDecodeError, *_BAD_TABLE) as error:
         raise UserError(f"cannot be read: {error}", where=where) from None
     missing = [name for name in COLUMNS[:3] if name not in table]
     if missing:

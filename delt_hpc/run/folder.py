@@ -203,7 +203,7 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"is damaged: {error}", where=str(path), remedy="delete it; the stage makes it again") from None
 
 
@@ -229,6 +229,7 @@ def check_stamp(folder: Path, wanted: dict[str, Any], name: str = STAMP) -> None
         return
     made_by = read_json(folder / name)
     resolved = made_by.pop(RESOLVED, {})
+    made_by |= {key: value for key, value in wanted.items() if key in made_by and _without_path(made_by[key]) == value}
     made_by |= {
         key: value for key, value in resolved.items() if made_by.get(key) == "auto" and wanted.get(key) == value
     }
@@ -281,6 +282,14 @@ def is_done(folder: Path) -> bool:
     return (folder / DONE).exists()
 
 
+def has_marker(folder: Path) -> bool:
+    """Whether the folder is marked as done, by a marker that can be read."""
+    try:
+        return isinstance(read_json(folder / DONE), dict)
+    except (OSError, UserError):
+        return False
+
+
 def mark_done(folder: Path, content: dict[str, Any] | None = None) -> None:
     write_json(folder / DONE, content or {})
 
@@ -296,9 +305,19 @@ def set_aside(run: RunFolder, path: Path) -> Path:
 
 
 def stage_identity(config: Config, stage: Stage, run: RunFolder) -> dict[str, Any]:
-    """The options that the stage's results depend on, and the fingerprint of the run's images."""
+    """The options that the stage's results depend on, and the fingerprint of the run's images.
+
+    For `aggregate`, whose folder is published, absolute paths are replaced by a hash.
+    """
     dataset = read_json(run.dataset)
-    return identity(config, stage) | {"data.fingerprint": dataset["fingerprint"]}
+    full = identity(config, stage) | {"data.fingerprint": dataset["fingerprint"]}
+    return {key: _without_path(value) for key, value in full.items()} if stage == "aggregate" else full
+
+
+def _without_path(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("/"):
+        return f"path {hashlib.sha256(value.encode(errors='surrogateescape')).hexdigest()[:16]}"
+    return value
 
 
 def stage_folders(run: RunFolder) -> Iterator[tuple[Stage, Path]]:

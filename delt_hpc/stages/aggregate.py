@@ -30,12 +30,12 @@ def aggregate(context: Context) -> None:
     """
     run = context.run
     stage = StageFolder(context, "aggregate", run.distilled)
-    faults = manifest.faults(run.distilled) if is_done(run.distilled) else ["not made yet"]
+    faults = manifest.faults(run.distilled) if run.distilled.exists() else ["not made yet"]
     if faults:
         table = _collect(context)  # before the broken set is moved: it may be impossible to make it again
         with stage.whole() as folder:
             _assemble(context, table, folder)
-            if is_done(run.distilled):  # not earlier: after `delt-hpc clean`, its good images are used again
+            if run.distilled.exists():  # not earlier: after `delt-hpc clean`, its good images are used again
                 stage.set_aside(faults)
         _require(
             manifest.faults(run.distilled), run.distilled, "check the disk, delete the folder and run `aggregate` again"

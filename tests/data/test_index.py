@@ -158,6 +158,14 @@ def test_positions_and_counts() -> None:
     assert index.counts(6).tolist() == [2, 0, 1, 3, 0, 0]
 
 
+def test_batches_by_class() -> None:
+    index = Index(Path(), tuple("abcdefg"), np.array([0, 0, 0, 1, 2, 2, 2]))
+    assert [part.tolist() for part in index.batches(np.arange(7), 2)] == [[0, 1], [2, 3], [4, 5], [6]]
+    by_class = index.batches(np.array([0, 1, 2, 4, 5, 6]), 2, by_class=True)
+    assert [part.tolist() for part in by_class] == [[0, 1], [2], [4, 5], [6]]
+    assert not list(index.batches(np.array([], dtype=np.int64), 2, by_class=True))
+
+
 def test_the_fingerprint_changes_with_every_change_of_the_images() -> None:
     images = (("a/1", 0), ("a/2", 0), ("b/1", 1))
     changed = [

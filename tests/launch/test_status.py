@@ -95,6 +95,15 @@ def test_what_was_done_without_the_launcher_is_done(run: RunFolder) -> None:
     ]
 
 
+@pytest.mark.parametrize("content", ["", '{"files": {', "[]", "\0\0"])
+def test_a_damaged_marker_counts_as_none(run: RunFolder, content: str) -> None:
+    for folder in (run.teacher, run.selected, run.recover / "00000-00001"):
+        mark_done(folder)
+        write_text(folder / "done.json", content)
+    found = Markers(CONFIG, run, CLASSES)
+    assert not found.done_tasks("squeeze") | found.done_tasks("select") | found.done_tasks("recover")
+
+
 def test_a_run_is_done_when_its_report_is_younger_than_what_it_shows(run: RunFolder) -> None:
     import os
 

@@ -186,10 +186,10 @@ def test_a_class_read_as_a_number(tmp_path: Path) -> None:
         (b"score,img_path,class\n0.5,\xff,10\n", "cannot be read: 'utf-8'"),
         (b'score,img_path,class\n0.5,"10/0.png,10\n', "cannot be read: Error tokenizing"),
         (b"score;img_path;class\n0.5;10/0.png;10\n", "has no column score, img_path, class"),
-        (b"score,img_path,class\nx,10/0.png,10,\n", "line 2: score 'x' is not a finite number"),
+        (b"score,img_path,class\nx,10/0.png,10\n", "line 2: score 'x' is not a finite number"),
+        (b"score,img_path,class\n0.5,10/0.png,10,\n", "cannot be read: Length of header"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Length of header")
 def test_a_file_that_is_not_a_ranking(content: bytes, expected: str, tmp_path: Path) -> None:
     assert refused(tmp_path, content).startswith(expected)
 

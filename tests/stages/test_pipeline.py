@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from helpers.toy import FOLDERS, Start, copy_run, images_of
 from PIL import Image
+from torch import Tensor, nn
 from torchvision.datasets import ImageFolder
 
 from delt_hpc.config.class_range import ClassRange
@@ -19,6 +21,7 @@ from delt_hpc.models import teacher
 from delt_hpc.models.networks import ConvNet
 from delt_hpc.pipeline import run_stages
 from delt_hpc.ranking.table import read_ranking
+from delt_hpc.stages import rank
 from delt_hpc.training.trial import Trial
 
 
@@ -41,8 +44,9 @@ def test_the_manifest_says_where_each_image_comes_from(finished: Context) -> Non
     assert all((finished.dataset.train.root / source).exists() for source in table["source"])
 
 
-def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context) -> None:
-    table = read_ranking(finished.run.ranking)
+def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "squeeze")
+    table = read_ranking(start(root, ("rank",), {"rank": {"precision": "float32"}}).run.ranking)
     assert table["class"].tolist() == [name for name in FOLDERS for _ in range(12)]
     assert all(group["score"].is_monotonic_decreasing for _, group in table.groupby("class_index"))
     network = teacher.load(finished.run, finished.dataset, torch.device("cpu"))
@@ -101,6 +105,30 @@ def test_a_trial_alone_has_the_same_result_as_among_all(finished: Context, start
     assert (alone / "history.csv").read_text() == (among / "history.csv").read_text()
 
 
+def test_all_real_images_are_an_arm_and_no_protocol_needs_another_run(
+    finished: Context, start: Start, tmp_path: Path
+) -> None:
+    """Shuffled patches, a teacher in training mode, EDC's loss and no flips: each trains on the 48 real images."""
+    changes = {
+        "arms": ["full-hard", "distilled-soft"],
+        "seeds": [1],
+        "shuffle_patches": 2,
+        "teacher_statistics": "batch",
+        "soft_loss": "mse_ce",
+        "mirror": False,
+    }
+    root = copy_run(finished, tmp_path / "run", "aggregate")
+    start(root, ("evaluate",), {"evaluate": changes})
+    real, distilled = (
+        json.loads((root / "evaluate" / f"convnet3-1-{arm}" / "result.json").read_text())
+        for arm in ("full-hard", "distilled-soft")
+    )
+    assert (real["train_images"], distilled["train_images"]) == (48, 12)
+    assert distilled["loader"] == "torchvision"
+    before = (finished.run.evaluate / "convnet3-1-distilled-soft" / "history.csv").read_text()
+    assert (root / "evaluate" / "convnet3-1-distilled-soft" / "history.csv").read_text() != before
+
+
 def test_timing_has_a_row_per_unit_and_round(finished: Context) -> None:
     table = pd.read_csv(finished.run.timing_table)
     assert set(table["stage"]) >= {"squeeze", "rank", "select", "recover", "aggregate", "evaluate"}
@@ -134,6 +162,24 @@ def test_tasks_of_class_ranges_give_the_same_bytes(finished: Context, start: Sta
     assert run.ranking.read_bytes() == finished.run.ranking.read_bytes()
     assert images_of(run.distilled) == images_of(finished.run.distilled)
     assert (run.distilled / "manifest.csv").read_bytes() == (finished.run.distilled / "manifest.csv").read_bytes()
+
+
+@pytest.mark.parametrize("loader", ["auto", "torchvision"])
+def test_ranking_puts_no_two_classes_into_a_batch(
+    finished: Context, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    """The last bits of scores depend on the batch; so they do not depend on the classes of the task."""
+    batches: list[list[int]] = []
+    scores = rank.scores
+
+    def recording(network: nn.Module, images: Tensor, labels: np.ndarray, precision: Any) -> np.ndarray:
+        batches.append(labels.tolist())
+        return scores(network, images, labels, precision)
+
+    monkeypatch.setattr(rank, "scores", recording)
+    changes = {"rank": {"batch_size": 5}, "machine": {"loader": loader}}
+    start(copy_run(finished, tmp_path / "run", "squeeze"), ("rank",), changes)
+    assert batches == [[label] * count for label in range(4) for count in (5, 5, 2)]
 
 
 def test_the_number_of_workers_changes_nothing(

@@ -1,6 +1,6 @@
 """The evaluation transform in DALI; pixels differ from torchvision's on PIL images by at most 1/255."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def evaluation_batches(
     device: torch.device,
     threads: int,
     bad: BadFiles,
+    by_class: bool = False,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """See `delt_hpc.data.loader.evaluation_batches`. JPEGs are decoded on the GPU if `device` is one.
 
@@ -49,7 +50,8 @@ def evaluation_batches(
         evaluation_graph(spec),
         batch_size,
     )
-    for images, delivered in deliver(pipeline_spec, _in_order(positions, batch_size), bad, device, threads):
+    batches = index.batches(positions, batch_size, by_class=by_class)
+    for images, delivered in deliver(pipeline_spec, _requests(batches), bad, device, threads):
         yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
 
 
@@ -72,13 +74,14 @@ def crop_batches(
         return tuple(argument for window in windows for argument in _window_arguments(window, crops.side))
 
     pipeline_spec = PipelineSpec(Files(index, try_first=bad.skips), describe, _crops_graph(spec, crops), batch_size)
-    for images, delivered in deliver(pipeline_spec, _in_order(positions, batch_size), bad, device, threads):
+    batches = index.batches(positions, batch_size, by_class=True)
+    for images, delivered in deliver(pipeline_spec, _requests(batches), bad, device, threads):
         yield images, np.asarray([request.position for request in delivered], dtype=np.int64)
 
 
-def _in_order(positions: np.ndarray, batch_size: int) -> Iterator[list[Request]]:
-    for start in range(0, len(positions), batch_size):
-        yield [Request(position) for position in positions[start : start + batch_size].tolist()]
+def _requests(batches: Iterable[np.ndarray]) -> Iterator[list[Request]]:
+    for batch in batches:
+        yield [Request(position) for position in batch.tolist()]
 
 
 def _window_arguments(window: Window, side: int) -> Arguments:
@@ -132,7 +135,7 @@ def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:
 
 
 def evaluation_graph(spec: DatasetSpec) -> Callable[..., Any]:
-    """DALI graph from decoded images, the device and `placement`'s arguments to normalised float32 [3, S, S]."""
+    """DALI graph from decoded images, the device and `placement`'s arguments to normalised float32 [S, S, 3]."""
 
     def graph(image: Any, device: str, *arguments: Any) -> Any:
         if _to_edge(spec):
@@ -148,11 +151,11 @@ def _to_edge(spec: DatasetSpec) -> bool:
 
 
 def normalised(image: Any, spec: DatasetSpec) -> Any:
-    """uint8 [S, S, 3] to float32 [3, S, S]: (value / 255 - mean) / std."""
+    """uint8 [S, S, 3] to float32 [S, S, 3]: (value / 255 - mean) / std. DALI has no bfloat16."""
     return fn.crop_mirror_normalize(
         image,
         dtype=types.FLOAT,
-        output_layout="CHW",
+        output_layout="HWC",
         mean=[255 * value for value in spec.mean],
         std=[255 * value for value in spec.std],
     )

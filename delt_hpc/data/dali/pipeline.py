@@ -5,10 +5,13 @@ are lost. So this process feeds the files itself and remembers the batches insid
 each of their files alone, decodes those that fail with PIL, and restarts with a new pipeline and the lost batches.
 """
 
+import os
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -63,7 +66,7 @@ class PipelineSpec(NamedTuple):
         files: reads the images.
         describe: function that gives the graph's arguments for an image.
         graph: function of the decoded image and the arguments (DALI nodes) and the device ("cpu" or "gpu"); returns
-            float32 [3, S, S].
+            float32 [S, S, 3].
         batch_size: the largest number of images in a batch.
     """
 
@@ -198,7 +201,7 @@ def _run(
             return
         except RuntimeError as error:
             raise _LostPipelineError(str(error)) from error
-        yield from_dlpack(images.as_tensor()), from_dlpack(positions.as_tensor())
+        yield from_dlpack(images.as_tensor()).movedim(-1, -3), from_dlpack(positions.as_tensor())
 
 
 def _checked(delivered: Tensor, batch: list[Item]) -> list[Request]:
@@ -214,9 +217,13 @@ def _without_bad_files(
     """The batches of a lost pipeline without the files that caused its error."""
 
     def retried(item: Item) -> Item | BadFile:
-        if item.image.decoded or _decodes(item.image.content, device):
+        said = None if item.image.decoded else _refusal(item.image.content, device)
+        if said is None:
             return item
-        return _item(spec, item.request, spec.files.decoded(item.request.position))
+        by_pil = spec.files.decoded(item.request.position)
+        if isinstance(by_pil, BadFile) and said:
+            by_pil = replace(by_pil, reason=f"{by_pil.reason} (DALI: {said})")
+        return _item(spec, item.request, by_pil)
 
     new_batches = [[retried(item) for item in batch] for batch in batches]
     if all(new is old for pair in zip(new_batches, batches, strict=True) for new, old in zip(*pair, strict=True)):
@@ -224,15 +231,40 @@ def _without_bad_files(
     return [good for batch in new_batches if (good := _good(spec, batch, bad))]
 
 
-def _decodes(content: np.ndarray, device: torch.device) -> bool:
+def _refusal(content: np.ndarray, device: torch.device) -> str | None:
+    """What DALI and its decoders say about a JPEG that they cannot decode; None if they can."""
     pipeline = Pipeline(batch_size=1, num_threads=1, device_id=_device_id(device), prefetch_queue_depth=1)
     with pipeline:
         pipeline.set_outputs(decode(fn.external_source(name="content", dtype=types.UINT8, ndim=1), kind(device)))
     try:
-        pipeline.run(content=[content])
-    except RuntimeError:
-        return False
-    return True
+        with _captured_messages() as said:
+            pipeline.run(content=[content])
+    except RuntimeError as error:
+        # DALI's own reason is empty where a decoder prints it.
+        own = [line.partition(" : ")[2] for line in str(error).splitlines() if line.startswith("Failed to decode")]
+        return "; ".join(dict.fromkeys(line.strip() for line in (*own, *said) if line.strip()))
+    return None
+
+
+@contextmanager
+def _captured_messages() -> Iterator[list[str]]:
+    """The lines that libraries print on the process's standard error in this block, which do not say which file."""
+    lines: list[str] = []
+    try:
+        original = os.dup(2)
+    except OSError:  # closed
+        yield lines
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(original, 2)
+            os.close(original)
+            file.seek(0)
+            # Lines with control characters are the progress bar's.
+            lines += [line for line in file.read().decode(errors="replace").splitlines() if line.isprintable()]
 
 
 def _item(spec: PipelineSpec, request: Request, image: ImageData | BadFile) -> Item | BadFile:

@@ -1,5 +1,7 @@
 """DALI's evaluation images against torchvision's on PIL images, for plain, odd and damaged files."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -198,6 +200,41 @@ def test_a_bad_file_is_named_with_its_reason(name: str, on_bad: OnBad, tmp_path:
     assert [(file.position, file.path) for file in bad.skipped] == [(1, name)]
     assert reason in bad.skipped[0].reason, bad.skipped
     assert str(tmp_path) not in bad.skipped[0].reason
+
+
+def test_what_dali_s_decoder_prints_is_told_of_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A damaged Huffman table: the decoder's message does not name the file, and DALI gives no reason."""
+    content = bytearray(jpeg())
+    content[content.index(b"\xff\xc4") + 6] ^= 0xFF
+    index = write_files(tmp_path, {"a.jpg": jpeg(), "tables.jpg": bytes(content), "b.jpg": jpeg()})
+    with pytest.raises(UserError, match=r"(?m)^    .*tables\.jpg: .*\(DALI: Bogus Huffman table definition\)$"):
+        load(index)
+    assert capfd.readouterr().err.count("Bogus Huffman") == 1  # of the batch that the file was in
+
+
+def test_a_bad_file_is_named_although_standard_error_is_closed(tmp_path: Path) -> None:
+    code = f"""
+import os
+os.close(2)
+from pathlib import Path
+import numpy as np, torch
+from delt_hpc.data.bad_files import BadFiles
+from delt_hpc.data.catalog.specs import DatasetSpec
+from delt_hpc.data.dali.evaluation import evaluation_batches
+from delt_hpc.data.index import Index
+from delt_hpc.errors import UserError
+index = Index(Path({str(tmp_path)!r}), ("tables.jpg",), np.zeros(1, dtype=np.int64))
+spec = DatasetSpec("x", 2, 32, 36, (0.5,) * 3, (0.5,) * 3, True, "convnet3")
+try:
+    list(evaluation_batches(index, np.arange(1), spec, 1, device=torch.device("cpu"), threads=1, bad=BadFiles()))
+except UserError as error:
+    print(error)
+"""
+    content = bytearray(jpeg())
+    content[content.index(b"\xff\xc4") + 6] ^= 0xFF
+    write_files(tmp_path, {"tables.jpg": bytes(content)})
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    assert "tables.jpg: broken data stream" in done.stdout
 
 
 def test_a_folder_is_a_bad_file(tmp_path: Path) -> None:
