@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import disks
 from runs import OK, USER_ERROR, Measured, Runs, at_call, fork, signal_self, wait
 
+import disks
 from delt_hpc.pipeline import open_run
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import DONE

@@ -14,11 +14,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from runs import CALLS, Measured, Runs, Work
+
 import attacks
 import disks
-import torch
 from attacks import WRONG, Attack
-from runs import CALLS, Measured, Runs, Work
 
 SECONDS = float(os.environ.get("FAULTS_SECONDS", "1200"))
 SEED = int(os.environ.get("FAULTS_SEED", str(int(time.time()))))
