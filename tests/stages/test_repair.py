@@ -15,6 +15,7 @@ from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.pipeline import run_stages
 from delt_hpc.run import stop
+from delt_hpc.run.folder import _host
 from delt_hpc.stages.select import select
 
 
@@ -149,3 +150,14 @@ def test_a_checkpoint_beside_finished_work_is_removed(copy: Path, start: Start) 
     checkpoint.write_bytes(b"left")
     start(copy, ("recover",))
     assert not checkpoint.exists()
+
+
+def test_temporary_files_of_dead_processes_are_removed_everywhere(copy: Path, start: Start) -> None:
+    with holder(copy / "locks" / "none", 0, 1) as process:
+        dead = process.pid
+    folders = ("", "index", "teacher", "rank", "selected", "recover", "evaluate/convnet3-1-distilled-soft")
+    left = [copy / folder / f".some.csv.{_host()}-{dead}-0a1b2c3d.tmp" for folder in folders]
+    for path in left:
+        path.touch()
+    start(copy, ("squeeze", "rank", "select", "recover", "evaluate"))
+    assert [path for path in left if path.exists()] == []
