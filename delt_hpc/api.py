@@ -1,7 +1,9 @@
 """The package in Python, described in docs/python.md; `delt_hpc` offers these functions without importing torch."""
 
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from delt_hpc.config.options import run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import request
 from delt_hpc.launch import status as states
+from delt_hpc.run import stop
 
 if TYPE_CHECKING:
     from delt_hpc.distilled.dataset import DistilledDataset
@@ -25,6 +28,9 @@ def distil(
 ) -> Path:
     """Run all stages, as `delt-hpc run` does: finished work is skipped, interrupted work resumes.
 
+    In the main thread, Ctrl-C and SIGTERM stop the work after its current step and save its state; the same call
+    resumes it. A second Ctrl-C stops at once.
+
     Args:
         config: a recipe's name, a YAML file, a run folder, or a configuration.
         folder: the run folder; default: runs/<name>.
@@ -37,6 +43,8 @@ def distil(
 
     Raises:
         UserError: the configuration or its data set is wrong.
+        KeyboardInterrupt: the work stopped after Ctrl-C.
+        SystemExit: the work stopped after SIGTERM; the exit code is 143.
     """
     given = Path(folder) if folder is not None else None
     if isinstance(config, Config):
@@ -48,8 +56,27 @@ def distil(
     from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
     context = pipeline.open_run(loaded, root, Reporter(quiet=quiet))
-    pipeline.run_stages(context, loaded.stages if stages is None else stages)
+    with _stopping_on_signal():
+        pipeline.run_stages(context, loaded.stages if stages is None else stages)
     return root
+
+
+@contextmanager
+def _stopping_on_signal() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the work between two steps, with Python's usual exceptions.
+
+    Only the main thread can handle signals; in another one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        with stop.on_signal():
+            yield
+    except stop.Interrupted as interrupted:
+        if interrupted.exit_code == stop.EXIT_CODE:
+            raise SystemExit(interrupted.exit_code) from None
+        raise KeyboardInterrupt from None
 
 
 def status(run: str | Path) -> list[states.Row]:
@@ -71,10 +98,10 @@ def status(run: str | Path) -> list[states.Row]:
 
 
 def load_distilled(folder: str | Path, transform: Callable[[Any], Any] | None = None) -> "DistilledDataset":
-    """A distilled data set as a data set of torchvision, with `spec` (size, mean, std) and `teacher()`.
+    """A distilled data set as a data set of torchvision, with `spec` (size, mean, std), `teacher()`, `soft_labels`.
 
     Args:
-        folder: distilled/ of a run folder.
+        folder: distilled/ of a run folder, or an export with `--to imagefolder`.
         transform: applied to each PIL image.
 
     Raises:

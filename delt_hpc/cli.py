@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from delt_hpc.bench.command import app as bench_app
+from delt_hpc.clean.command import clean
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
+from delt_hpc.export.command import export
 from delt_hpc.launch.commands import register
 from delt_hpc.run import stop
 from delt_hpc.run.allocator import keep_freed_memory
@@ -151,6 +153,31 @@ def check(config: Source, overrides: Set = None, as_json: Json = False, quiet: Q
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the data set and of the run.")],
+    data: Annotated[Path, typer.Option("--data", metavar="FOLDER", help="Folder with train/ and val/.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.yaml")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Look at a folder of your own images and write a configuration with settings that suit it."""
+    target = out or Path(f"{name}.yaml")
+    if target.exists():
+        raise UserError("exists already", where=str(target), remedy="delete it, or give another file (--out)")
+    from delt_hpc.config.load import load_config, parse_config  # noqa: PLC0415
+
+    parse_config({"name": name, "data": {"name": name}}, "NAME")
+    from delt_hpc.data import check as checking  # noqa: PLC0415
+    from delt_hpc.data.proposal import propose  # noqa: PLC0415
+    from delt_hpc.run.folder import write_text  # noqa: PLC0415
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
+
+    proposal = propose(name, data.absolute(), Reporter(quiet=quiet))
+    write_text(target, proposal.text)
+    typer.echo("\n".join(checking.lines(load_config(str(target)), proposal.checked)))
+    typer.echo(f"written: {target}; read it, then: delt-hpc run {target}")
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print the YAML of this recipe.")] = None, as_json: Json = False
 ) -> None:
@@ -205,6 +232,8 @@ def models(
     typer.echo("\n".join(names))
 
 
+app.command("export")(export)
+app.command("clean")(clean)
 register(app)
 
 

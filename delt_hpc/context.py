@@ -101,7 +101,7 @@ class StageFolder:
         """Whether the work is finished. Finished work with lost or changed files is moved aside: not finished."""
         if not is_done(self.path):
             return False
-        faults = checksums.faults(self.path)
+        faults = checksums.faults(self.path, outside=False)
         if faults:
             self.set_aside(faults)
             return False

@@ -30,7 +30,7 @@ from delt_hpc.launch import environment
 from delt_hpc.models import registry
 from delt_hpc.version import VERSION
 
-COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models", "check", "config")
+COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models", "check", "config", "new")
 
 
 def inside(folder: Path) -> list[str]:

@@ -25,9 +25,11 @@ LAYERS = (
     ("training", "ranking"),
     ("recovery",),
     ("report",),
+    ("export",),
     ("bench", "stages"),
     ("pipeline",),
     ("launch",),
+    ("clean",),
     ("cli", "api"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -45,7 +45,8 @@ class BadFiles:
                 f"{len(bad)} unreadable image(s):\n    "
                 + "\n    ".join(f"{root / file.path}: {file.reason}" for file in bad),
                 where="data",
-                remedy="repair or remove them and start a new run folder, or skip them with data.on_bad=skip",
+                remedy="repair or remove them and start a new run folder, or skip them with data.on_bad=skip;"
+                " `delt-hpc check` reads every file once and names all of them",
             )
         self.skipped += bad
 

@@ -85,7 +85,7 @@ def check(config: Config, reporter: Reporter) -> DataCheck:
     mean, std = map(measure.colour, measure.moments(pixels)) if pixels.any() else (None, None)
     unreadable = [f"{split.folder}/{line}" for split in (train, val) for line in split.unreadable]
     errors = [*_setting_errors(data, len(folders), mean, std), *_too_few(config, size, train, val)]
-    warnings = [*_only_in_val(data), *_rotated(train, val)]
+    warnings = [*_split_problems(data), *_rotated(train, val)]
     (errors if data.on_bad == "raise" else warnings).extend(unreadable)
     return DataCheck(train, val, mean, std, tuple(errors), tuple(warnings))
 
@@ -124,7 +124,7 @@ def summary(config: Config, dataset: Dataset) -> Iterator[str]:
         f"{spec.name}: {spec.classes} classes, {len(dataset.train)} training and {len(dataset.val)} validation images,"
         f" network input {spec.size} x {spec.size}, {config.select.ipc} distilled images per class"
     )
-    yield from (f"warning: {line}" for line in _only_in_val(config.data))
+    yield from (f"warning: {line}" for line in _split_problems(config.data))
 
 
 def _known_size(data: Data) -> int | None:
@@ -206,7 +206,10 @@ def _too_few(config: Config, size: int | None, train: SplitCheck, val: SplitChec
         yield f"{val.folder}: no readable image"
 
 
-def _only_in_val(data: Data) -> Iterator[str]:
+def _split_problems(data: Data) -> Iterator[str]:
+    train, val = root_of(data) / data.train, root_of(data) / data.val
+    if train.resolve() == val.resolve():
+        yield "data.val and data.train are the same folder: accuracies will say nothing about new images"
     extra = only_in_val(data)
     if extra:
         yield f"{data.val}/ has class folders that {data.train}/ does not have; they are not used: {some(extra)}"

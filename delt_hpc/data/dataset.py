@@ -21,7 +21,7 @@ _REMEDY = "delete dataset.json; the next command scans the data set again and co
 RESERVED = frozenset(
     (
         *("manifest.csv", "dataset.json", "classes.csv", "README.md"),
-        *("selected.csv", "mosaics.csv", "done.json", "made_by.json"),
+        *("selected.csv", "mosaics.csv", "done.json", "made_by.json", "removed.json"),
     )
 )
 MAX_NAME_BYTES = 200

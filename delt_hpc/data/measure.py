@@ -85,7 +85,7 @@ def _histogram_of(size: int, on_bad: OnBad, path: Path) -> np.ndarray:
     except BadImageError as error:
         if on_bad == "skip":  # listed by the stages that read it
             return np.zeros((3, 256), dtype=np.int64)
-        remedy = "repair or remove the file, or skip it with data.on_bad=skip"
+        remedy = "repair or remove it, or set data.on_bad=skip; `delt-hpc check` names all unreadable files at once"
         raise UserError(str(error), remedy=remedy) from None
     return histogram(image, size)
 

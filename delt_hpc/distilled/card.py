@@ -22,8 +22,7 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
     Args:
         teacher: the content of teacher.json.
     """
-    spec, ipc, recover = dataset.spec, config.select.ipc, config.recover
-    classes = len(dataset.classes)
+    spec, ipc = dataset.spec, config.select.ipc
     order = (
         "The labels of ImageFolder are those of `classes.csv`."
         if list(dataset.classes.folders) == sorted(dataset.classes.folders)
@@ -31,18 +30,7 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
     )
     return f"""# {spec.name}, distilled: {ipc} image{"" if ipc == 1 else "s"} per class
 
-{classes * ipc} {_KINDS[config.kind_of_images]} the {len(dataset.train)} training images of `{spec.name}`
-({classes} classes, {spec.size} x {spec.size} pixels).
-
-| | |
-| --- | --- |
-| method | {methods.load(config.method).citation}, delt-hpc {VERSION} |
-| teacher | {_teacher(teacher)} |
-| initial images | {_start(config, spec)} |
-{_optimisation(recover, spec)}
-| seed | {config.seed} |
-| image format | {recover.image_format} |
-| mean, std | {_numbers(spec.mean)}, {_numbers(spec.std)} |
+{how_it_was_made(config, dataset, teacher)}
 
 ## Use
 
@@ -60,6 +48,28 @@ def render(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
 
 `delt-hpc verify` checks all of it. The images are derived from `{spec.name}`, so its terms of use apply.
 """
+
+
+def how_it_was_made(config: Config, dataset: Dataset, teacher: dict[str, Any]) -> str:
+    """A sentence and a table of method, teacher, settings and normalisation, in Markdown.
+
+    Args:
+        teacher: the content of teacher.json.
+    """
+    spec, recover, classes = dataset.spec, config.recover, len(dataset.classes)
+    count = f"{classes * config.select.ipc} {_KINDS[config.kind_of_images]} the {len(dataset.train)}"
+    return f"""{count} training images of `{spec.name}`
+({classes} classes, {spec.size} x {spec.size} pixels).
+
+| | |
+| --- | --- |
+| method | {methods.load(config.method).citation}, delt-hpc {VERSION} |
+| teacher | {_teacher(teacher)} |
+| initial images | {_start(config, spec)} |
+{_optimisation(recover, spec)}
+| seed | {config.seed} |
+| image format | {recover.image_format} |
+| mean, std | {_numbers(spec.mean)}, {_numbers(spec.std)} |"""
 
 
 def _teacher(teacher: dict[str, Any]) -> str:

@@ -10,13 +10,10 @@ from torch import nn
 
 from delt_hpc.config.network_name import TORCHVISION
 from delt_hpc.errors import UserError, some
-from delt_hpc.models import external
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models import external, networks
+from delt_hpc.models.networks import SMALL_STEM
 
-SMALL_STEM = "-small-stem"
 _RESNETS = ("resnet", "resnext", "wide_resnet")
-# Networks whose constructor takes options for an auxiliary classifier, which is left out.
-AUXILIARY = ("googlenet", "inception_v3")
 
 
 @cache
@@ -74,13 +71,7 @@ def build(name: str, classes: int, size: int) -> nn.Module:
             raise UserError(
                 f"`{name}` halves images {depth} times; {size} pixels are too few", expected=f">= {2**depth}"
             )
-        return ConvNet(depth, classes, size)
-    plain = name.removesuffix(SMALL_STEM)
-    options = {"aux_logits": False, "init_weights": True} if plain in AUXILIARY else {}
-    network: nn.Module = torchvision.models.get_model(plain, weights=None, num_classes=classes, **options)
-    if name.endswith(SMALL_STEM):
-        _shrink_stem(network)
-    return network
+    return networks.build(name, classes, size)
 
 
 def check(name: str, classes: int, size: int, *, where: str, needs_batch_norm: bool = False) -> None:
@@ -162,13 +153,3 @@ def _similar(name: str) -> str:
 
 def _has_small_stem(name: str) -> bool:
     return name.startswith(_RESNETS) or name == "mobilenet_v2"
-
-
-def _shrink_stem(network: nn.Module) -> None:
-    if isinstance(network, torchvision.models.MobileNetV2):
-        network.features[0][0].stride = (1, 1)
-        return
-    conv: nn.Conv2d = network.conv1  # type: ignore[assignment]
-    network.conv1 = nn.Conv2d(conv.in_channels, conv.out_channels, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from delt_hpc.config.network_name import TORCHVISION
 from delt_hpc.errors import UserError, some
-from delt_hpc.models.registry import AUXILIARY, SMALL_STEM, torchvision_names
+from delt_hpc.models.networks import AUXILIARY, SMALL_STEM
+from delt_hpc.models.registry import torchvision_names
 from delt_hpc.run.folder import writing
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network")

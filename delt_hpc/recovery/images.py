@@ -31,7 +31,8 @@ def load_selected(batch: Batch, folder: Path, table: pd.DataFrame, spec: Dataset
     """
     files = _rows(batch, table)["file"].tolist()
     checksums.require(folder, "select", files)
-    return torch.cat(list(images(folder, files, spec, 64)))
+    paths = [checksums.located(folder, file) for file in files]
+    return torch.cat(list(images(folder, paths, spec, 64)))
 
 
 def source_paths(batch: Batch, table: pd.DataFrame) -> list[str]:

@@ -15,6 +15,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.report.content import Diversity
 from delt_hpc.report.samples import Pair
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder
 
 
@@ -40,7 +41,7 @@ def measure(
     # Distilled images already have the network's input size, so they are not cropped.
     uncropped = replace(dataset.spec, resize=dataset.spec.size)
     distilled = _features(network, run.distilled, [pair.distilled for pair in pairs], uncropped, batch_size, device)
-    initial = [pair.initial for pair in pairs if pair.initial]
+    initial = [checksums.located(run.selected, pair.initial) for pair in pairs if pair.initial]
     similarity = None
     if len(initial) == len(pairs):
         features = _features(network, run.selected, initial, initial_spec or dataset.spec, batch_size, device)

@@ -16,6 +16,7 @@ from delt_hpc.distilled.manifest import MANIFEST
 from delt_hpc.ranking import selection
 from delt_hpc.report import tables
 from delt_hpc.report.content import SampleClass, SampleImage
+from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder
 
 CELL, GAP = 96, 8  # pixels of an image in the strip of a class, and between two images
@@ -108,7 +109,7 @@ def read_pictures(run: RunFolder, sample: SampleClass, initial_spec: DatasetSpec
     transform = evaluation(initial_spec)
 
     def initial(path: str) -> Image.Image:
-        return Image.fromarray(np.asarray(transform(decode(run.selected / path))))
+        return Image.fromarray(np.asarray(transform(decode(run.selected / checksums.located(run.selected, path)))))
 
     return [
         Picture(decode(run.distilled / image.distilled), initial(image.initial) if image.initial else None)

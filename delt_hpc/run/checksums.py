@@ -1,7 +1,8 @@
 """Checksums of the files of finished work: listed in its marker, compared before the files are read.
 
 `done.json` of a stage (or of a unit of it) lists the size and the BLAKE2b hash of every file beside it. Records that
-are not listed anywhere (`dataset.json`) carry a hash of their own content.
+are not listed anywhere (`dataset.json`) carry a hash of their own content. `removed.json` names the files of a finished
+folder that `delt-hpc clean` removed, each with the copy that takes its place.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from delt_hpc.errors import UserError, some
 from delt_hpc.run.folder import CHECKPOINT, DONE, STAMP, is_done, is_temporary, read_json, write_json
 
 FILES, CHECKSUM = "files", "checksum"
+REMOVED = "removed.json"
 HASH_BYTES = 16
 _THREADS = 8  # hashing and reading release the interpreter's lock
 Listing = dict[str, dict[str, Any]]
@@ -52,7 +54,7 @@ def listing(folder: Path, paths: Iterable[Path] | None = None) -> Listing:
         paths = (
             path
             for path in sorted(folder.rglob("*"))
-            if path.name not in (DONE, CHECKPOINT) and not is_temporary(path) and path.is_file()
+            if path.name not in (DONE, CHECKPOINT, REMOVED) and not is_temporary(path) and path.is_file()
         )
     chosen = list(paths)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -63,17 +65,20 @@ def listing(folder: Path, paths: Iterable[Path] | None = None) -> Listing:
         }
 
 
-def faults(folder: Path, names: Sequence[str] | None = None) -> list[str]:
+def faults(folder: Path, names: Sequence[str] | None = None, *, outside: bool = True) -> list[str]:
     """The files of a finished folder that are missing or changed, one line each.
 
     Args:
         names: the files to check; all that `done.json` lists unless given.
+        outside: also check copies outside the run folder (training images) that take the place of removed files.
     """
     path = folder / DONE
     try:
         status = path.stat()
         listed = _listed(path, status.st_ino, status.st_size, status.st_mtime_ns)
         wanted = listed if names is None else {name: listed.get(name) for name in names}
+        if not outside and (copies := _copies(folder)):
+            wanted = {name: facts for name, facts in wanted.items() if not Path(copies.get(name, "")).is_absolute()}
         return changed(folder, wanted)
     except UserError as error:
         return [f"{DONE}: {error.what}"]
@@ -89,10 +94,39 @@ def _listed(path: Path, *_: int) -> Listing:
     return listed
 
 
+def located(folder: Path, name: str) -> str:
+    """Where a file of a finished folder is: its name, or the path of the copy that takes its place (`removed.json`).
+
+    Both are paths relative to the folder, or absolute.
+    """
+    copy = _copies(folder).get(name)
+    return name if copy is None or (folder / name).exists() else copy
+
+
+def write_copies(folder: Path, copies: Mapping[str, str]) -> None:
+    """Add to `removed.json`: file -> its copy, relative to the folder, or an absolute path outside the run folder."""
+    write_json(folder / REMOVED, {**_copies(folder), **copies})
+
+
+def _copies(folder: Path) -> dict[str, str]:
+    path = folder / REMOVED
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return _read_copies(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_copies(path: Path, *_: int) -> dict[str, str]:
+    copies: dict[str, str] = read_json(path)
+    return copies
+
+
 def changed(folder: Path, wanted: Mapping[str, dict[str, Any] | None]) -> list[str]:
     """The files of a listing that are missing or changed, one line each."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda item: _fault(folder / item[0], item[1]), wanted.items())
+        found = pool.map(lambda item: _fault(folder / located(folder, item[0]), item[1]), wanted.items())
         return [f"{name}: {fault}" for name, fault in zip(wanted, found, strict=True) if fault]
 
 
@@ -121,6 +155,12 @@ def require(folder: Path, stage: str, names: Sequence[str] | None = None) -> Non
         UserError: names the files that are missing or changed.
     """
     found = faults(folder, names)
+    if found and not faults(folder, names, outside=False):
+        raise UserError(
+            f"{len(found)} image(s) that `delt-hpc clean` removed are no longer in the data set:\n    " + some(found),
+            where=str(folder),
+            remedy=f"restore the data set, or delete {folder / DONE} and run the stage `{stage}` again",
+        )
     if found:
         raise UserError(
             f"{len(found)} file(s) are missing or changed since the stage `{stage}` wrote them:\n    " + some(found),

@@ -144,7 +144,7 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
         writer = _TEMPORARY.fullmatch(path.name)
         if name and not (writer and writer["name"] == name):
             continue
-        if not _is_abandoned(path):
+        if not is_abandoned(path):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -166,7 +166,7 @@ def _host() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
-def _is_abandoned(temporary: Path) -> bool:
+def is_abandoned(temporary: Path) -> bool:
     """Whether the writer is dead: its process is gone, or (on another host) it has written nothing for a day."""
     writer = _TEMPORARY.fullmatch(temporary.name)
     if writer and writer["host"] == _host():

@@ -3,11 +3,12 @@
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from delt_hpc.errors import UserError
 from delt_hpc.run import stop
 from delt_hpc.run.folder import make_folder
 
@@ -34,6 +35,30 @@ def locked(path: Path, first: int, count: int, waits: Callable[[], None]) -> Ite
             _wait(file, first, count, waits)
         except OSError:
             pass
+        yield
+
+
+@contextmanager
+def all_locked(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Hold these lock files whole. Where no lock is possible, nothing is held.
+
+    Raises:
+        UserError: another process holds a part of one of them.
+    """
+    with ExitStack() as stack:
+        for name in names:
+            try:
+                make_folder(folder)
+                file = stack.enter_context((folder / name).open("a+b"))
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(
+                    f"a process works on the stage `{name}` of this run",
+                    where=str(folder.parent),
+                    remedy="wait for it, or stop it",
+                ) from None
+            except OSError:
+                pass
         yield
 
 

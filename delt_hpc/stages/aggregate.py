@@ -33,10 +33,10 @@ def aggregate(context: Context) -> None:
     faults = manifest.faults(run.distilled) if run.distilled.exists() else ["not made yet"]
     if faults:
         table = _collect(context)  # before the broken set is moved: it may be impossible to make it again
-        if run.distilled.exists():
-            stage.set_aside(faults)
         with stage.whole() as folder:
             _assemble(context, table, folder)
+            if run.distilled.exists():  # not earlier: after `delt-hpc clean`, its good images are used again
+                stage.set_aside(faults)
         _require(
             manifest.faults(run.distilled), run.distilled, "check the disk, delete the folder and run `aggregate` again"
         )
@@ -63,7 +63,7 @@ def _collect(context: Context) -> pd.DataFrame:
                 faults += [f"recover/{batch.id}/{fault}" for fault in changed]
                 continue
             part = pd.read_csv(folder / IMAGES, dtype=_STRINGS, keep_default_na=False)
-            part["path"] = [str(folder / file) for file in part["file"]]
+            part["path"] = [str(folder / checksums.located(folder, file)) for file in part["file"]]
             for path, file in zip(part["path"], part["file"], strict=True):
                 fault = manifest.image_fault(Path(path), context.dataset.spec.size)
                 if fault:

@@ -183,7 +183,8 @@ def _images(context: Context, trial: Trial) -> Index:
         return manifest.index(context.run.distilled)
     if trial.images == "selected":
         listed = selection.read(context.run.selected)
-        return Index(context.run.selected, tuple(listed["file"]), listed["class_index"].to_numpy("int64", copy=True))
+        files = tuple(checksums.located(context.run.selected, file) for file in listed["file"])
+        return Index(context.run.selected, files, listed["class_index"].to_numpy("int64", copy=True))
     train = context.dataset.train
     chosen: list[int] = []
     for class_index in range(len(context.dataset.classes)):

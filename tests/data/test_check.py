@@ -145,7 +145,7 @@ def test_a_root_inside_the_data_set(root: Path, inner: str, name: str) -> None:
 def test_a_root_beside_other_folders_named_train_and_val(tmp_path: Path) -> None:
     for folder in ("train", "val", "data/mine"):
         (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(UserError, match="`mine`: no folder train, val"):
+    with pytest.raises(UserError, match="`mine` has no folder train, val there"):
         checked(config_of(tmp_path / "data" / "mine"))
 
 
@@ -183,3 +183,10 @@ def test_a_run_says_first_what_it_works_on(root: Path, tmp_path: Path, image_fol
         "mine: 2 classes, 8 training and 8 validation images, network input 8 x 8, 2 distilled images per class",
         "warning: val/ has class folders that train/ does not have; they are not used: c",
     ]
+
+
+def test_validation_images_that_are_the_training_images(root: Path) -> None:
+    (root / "same").symlink_to(root / "train")
+    expected = "data.val and data.train are the same folder: accuracies will say nothing about new images"
+    for val in ("train", "same"):
+        assert checked(config_of(root, val=val)).warnings == (expected,)

@@ -5,7 +5,7 @@ import torch
 from helpers.engines import CLASSES, CPU, IPC, SIZE, recover_of, small_teacher
 
 from delt_hpc.config.schema import Recover
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 from delt_hpc.recovery import auto
 from delt_hpc.recovery.auto import estimate_compilation, image_iterations_of, resolve_auto
 from delt_hpc.recovery.batches import plan

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 from delt_hpc.recovery.objective import Objective
 
 

@@ -12,7 +12,7 @@ from delt_hpc.config.schema import Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.random_crop import Window
 from delt_hpc.errors import UserError
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 from delt_hpc.recovery import reference
 from delt_hpc.recovery.augmentation import View, augment, draw_view
 from delt_hpc.recovery.batches import Batch, plan

@@ -13,7 +13,7 @@ import resource
 from delt_hpc.run.allocator import keep_freed_memory
 print(keep_freed_memory())
 import torch
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 
 network = ConvNet(3, 10, 32).eval()
 images = torch.randn(64, 3, 32, 32)

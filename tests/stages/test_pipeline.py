@@ -18,7 +18,7 @@ from delt_hpc.context import Context
 from delt_hpc.data.dataset import RESERVED
 from delt_hpc.distilled import manifest
 from delt_hpc.models import teacher
-from delt_hpc.models.convnet import ConvNet
+from delt_hpc.models.networks import ConvNet
 from delt_hpc.pipeline import run_stages
 from delt_hpc.ranking.table import read_ranking
 from delt_hpc.stages import rank

@@ -18,7 +18,7 @@ from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.context import Context
 from delt_hpc.data.loader import ValidationSet
-from delt_hpc.models import convnet
+from delt_hpc.models import networks
 from delt_hpc.recovery import engine as packed
 from delt_hpc.recovery import reference
 from delt_hpc.run import stop
@@ -303,13 +303,13 @@ def test_a_network_with_dropout_resumes_at_the_step(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: Steps
 ) -> None:
     """Dropout draws from torch's own generators, which no checkpoint holds."""
-    plain = convnet.ConvNet.__init__
+    plain = networks.ConvNet.__init__
 
-    def with_dropout(self: convnet.ConvNet, *args: int) -> None:
+    def with_dropout(self: networks.ConvNet, *args: int) -> None:
         plain(self, *args)
         self.features.append(torch.nn.Dropout(0.5))
 
-    monkeypatch.setattr(convnet.ConvNet, "__init__", with_dropout)
+    monkeypatch.setattr(networks.ConvNet, "__init__", with_dropout)
     undisturbed = start(tmp_path / "undisturbed", ("squeeze",)).run
     steps.count, steps.stop_in = 0, 2
     with pytest.raises(stop.Interrupted), stop.on_signal():

@@ -192,7 +192,12 @@ def _not_found(name: str, root: Path, train: str, val: str) -> UserError:
         remedy = _REMEDIES.get(name, remedy).format(root=root)
     elif name in _PROVIDERS:
         remedy += ", or omit data.train and data.val to have it set up here"
-    return UserError(f"`{name}`: no folder {missing}", where=str(root), expected=_layout(train, val), remedy=remedy)
+    return UserError(
+        f"the data set `{name}` has no folder {missing} there",
+        where=str(root),
+        expected=_layout(train, val),
+        remedy=remedy,
+    )
 
 
 @contextmanager
