@@ -11,7 +11,13 @@ OLDEST := .venv-oldest
 # Tests of one group (those on a Slurm cluster) run in one process.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: install demo test test-all test-oldest cluster-test faults gpu-check lint clean help
+# Comparisons of methods: configurations in results/, run folders in runs/results/, pages and numbers in OUT.
+METHODS := random,selected,rded,cda,sre2l,delt,fadrm
+OUT := results
+COMPARISONS := $(basename $(wildcard results/*.yaml))
+SWEPT := fashion-mnist-convnet3-ipc10
+
+.PHONY: results $(COMPARISONS) sweep-lr sweep-r-bn sweep-iterations install demo test test-all test-oldest cluster-test faults gpu-check lint clean help
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +60,23 @@ lint: $(READY) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: $(COMPARISONS) ## compare the methods in every configuration of results/ (hours; resumes; results/README.md)
+
+$(COMPARISONS): $(READY)
+	$(BIN)/delt-hpc compare $@.yaml --methods $(METHODS) --run runs/$@ --out $(OUT)/$(@F)
+
+sweep-lr: $(READY) ## DELT's learning rate on Fashion-MNIST, with paired seeds
+	$(BIN)/delt-hpc compare results/$(SWEPT).yaml --methods delt --sweep recover.lr=0.01,0.05,0.25 \
+		--run runs/results/$(SWEPT) --out $(OUT)/$(SWEPT)-lr
+
+sweep-r-bn: $(READY) ## the weight of the BatchNorm term in DELT on Fashion-MNIST
+	$(BIN)/delt-hpc compare results/$(SWEPT).yaml --methods delt --sweep recover.r_bn=0.0,0.01,0.1 \
+		--run runs/results/$(SWEPT) --out $(OUT)/$(SWEPT)-r-bn
+
+sweep-iterations: $(READY) ## the iterations of CDA, which has one round, on Fashion-MNIST
+	$(BIN)/delt-hpc compare results/$(SWEPT).yaml --methods cda --sweep recover.iterations=400,1000,4000 \
+		--run runs/results/$(SWEPT) --out $(OUT)/$(SWEPT)-iterations
 
 clean: ## remove the environments and the demo's run and images
 	rm -rf $(VENV) $(OLDEST) runs/demo data/digits

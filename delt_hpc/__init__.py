@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 from delt_hpc.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from delt_hpc.api import distil, load_distilled, status
+    from delt_hpc.api import compare, distil, load_distilled, status
 
-__all__ = ["__version__", "distil", "load_distilled", "status"]
+__all__ = ["__version__", "compare", "distil", "load_distilled", "status"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,48 @@ def distil(
     with _stopping_on_signal():
         pipeline.run_stages(context, loaded.stages if stages is None else stages)
     return root
+
+
+def compare(
+    config: str | Path,
+    methods: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: int | None = None,
+    sweep: Sequence[str] = (),
+    external: Mapping[str, str | Path] | None = None,
+    without_augmentation: bool = False,
+    quiet: bool = True,
+) -> Path:
+    """Compare methods with random and selected real images, as `delt-hpc compare` does.
+
+    Args:
+        config: a recipe's name, a YAML file, or a run folder.
+        methods: default: the method of the configuration.
+        folder: of the run folders and, in compare/, of the page; default: runs/<name>-compare.
+        overrides: strings `section.key=value`.
+        seeds: number of trainings of each student; default: those of the configuration.
+        sweep: strings `section.key=value1,value2`.
+        external: distilled sets of other tools, by name.
+        without_augmentation: also train without augmentation, which ARS needs.
+
+    Returns:
+        The folder with compare.html, compare.md and compare.csv.
+
+    Raises:
+        UserError: the configuration, a method or an external set is wrong.
+    """
+    from delt_hpc.comparison import drive, plan  # noqa: PLC0415  # imports torch
+    from delt_hpc.run.progress import Reporter  # noqa: PLC0415
+
+    sets = {name: Path(path) for name, path in (external or {}).items()}
+    entries = plan.entries(
+        str(config), overrides, methods, seeds, sweep, sets, without_augmentation=without_augmentation
+    )
+    root = Path(folder) if folder else Path("runs") / f"{load_config(str(config), overrides).name}-compare"
+    with _stopping_on_signal():
+        return drive.run(entries, root, root / "compare", Reporter(quiet=quiet)).parent
 
 
 @contextmanager

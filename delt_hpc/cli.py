@@ -11,6 +11,7 @@ import typer
 
 from delt_hpc.bench.command import app as bench_app
 from delt_hpc.clean.command import clean
+from delt_hpc.comparison.command import compare
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import Classes, Json, Quiet, Run, Set, Source, Stages, parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
@@ -232,6 +233,7 @@ def models(
     typer.echo("\n".join(names))
 
 
+app.command()(compare)
 app.command("export")(export)
 app.command("clean")(clean)
 register(app)

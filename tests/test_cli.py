@@ -30,7 +30,7 @@ from delt_hpc.launch import environment
 from delt_hpc.models import registry
 from delt_hpc.version import VERSION
 
-COMMANDS = ("run", *STAGES, "verify", "recipes", "datasets", "models", "check", "config", "new")
+COMMANDS = ("run", *STAGES, "compare", "verify", "recipes", "datasets", "models", "check", "config", "new")
 
 
 def inside(folder: Path) -> list[str]:
@@ -59,7 +59,7 @@ def test_every_command_has_help(command: str, program: Program) -> None:
     assert answer.code == 0
     assert "Usage" in answer.out
     assert ("--classes" in answer.out) == (command in ("rank", "recover"))
-    assert ("--set" in answer.out) == (command in ("run", "check", "config", *STAGES))
+    assert ("--set" in answer.out) == (command in ("run", "check", "compare", "config", *STAGES))
 
 
 def test_the_version(program: Program) -> None:
@@ -148,6 +148,10 @@ MISTAKES = [
     (["run", "digits", "--stages", "rank,train"], "--stages rank,train: no stage `train`\n  expected: squeeze, rank"),
     (["run", "digits", "--stages", ""], "--stages : no stage ``"),
     (["run", "digits", "--run", "data/digits/train/run"], "data.root: the run folder"),
+    (["compare", "digit"], "there is no recipe `digit`"),
+    (["compare", "digits", "--methods", "dellt"], "--methods dellt: dellt: there is no such method"),
+    (["compare", "digits", "--external", "mtt"], "--external mtt: is not an external set"),
+    (["compare", "digits", "cifar10-resnet18-ipc10"], "digits cifar10-resnet18-ipc10: several sources can only be"),
     (["verify", "."], ".: there is no manifest.csv"),
     (["verify", "nowhere"], "nowhere: there is no manifest.csv"),
 ]

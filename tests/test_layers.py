@@ -29,7 +29,7 @@ LAYERS = (
     ("bench", "stages"),
     ("pipeline",),
     ("launch",),
-    ("clean",),
+    ("clean", "comparison"),
     ("cli", "api"),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -77,18 +77,20 @@ def bench_kernels(
     from delt_hpc.bench.kernels import table  # noqa: PLC0415
     from delt_hpc.bench.kernels import tiles as tile_sizes  # noqa: PLC0415
     from delt_hpc.bench.kernels.cases import SEGMENTS, SIZES  # noqa: PLC0415
+    from delt_hpc.bench.kernels.measure import VARIANTS  # noqa: PLC0415
     from delt_hpc.bench.machine import this_device  # noqa: PLC0415
 
     device = this_device()
     gpu = device.type == "cuda"
-    names = (networks or (",".join(SIZES) if gpu else "convnet4")).split(",")
+    names = _chosen("--networks", networks, SIZES, tuple(SIZES) if gpu else ("convnet4",))
+    chosen = _chosen("--variants", variants, VARIANTS, ())
     count = images or (sum(SEGMENTS) if gpu else 2)
     kind: torch.dtype = getattr(torch, dtype or ("bfloat16" if gpu else "float32"))
     if tiles:
         typer.echo(table.text(tile_sizes.bench(names, count, kind, device, out)))
         typer.echo(f"all times: {out}/kernel-tiles.csv")
         return
-    typer.echo(table.summary(table.bench(names, count, variants.split(","), kind, device, out)))
+    typer.echo(table.summary(table.bench(names, count, chosen, kind, device, out)))
     typer.echo(f"table: {out}/kernels.csv")
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from delt_hpc.config import methods, recipes
+from delt_hpc.config import methods, protocols, recipes
 from delt_hpc.config.contradictions import contradictions
 from delt_hpc.config.schema import SECTIONS, Config
 from delt_hpc.errors import UserError
@@ -23,8 +23,8 @@ _MAX_CHARACTERS, _MAX_NODES = 2**20, 50_000  # of a YAML text
 def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration that `source` names, with `overrides` applied.
 
-    Layers, later ones win: defaults, the method's preset, the recipe or file, the overrides. If an override names the
-    method, the preset of that method wins over the recipe or file.
+    Layers, later ones win: defaults, the presets of the method and of the evaluation protocol, the recipe or file, the
+    overrides. If an override names the method or the protocol, that preset wins over the recipe or file.
 
     Args:
         source: a recipe's name, a YAML file, or a run folder (its stored configuration).
@@ -36,7 +36,14 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> Config:
     tree, where = _read(source)
     origin: dict[str, str] = {}
     given = _parse_overrides(overrides, origin)
-    layers = [{} if "method" in given else _preset(tree), tree, _preset(given), given]
+    layers = [
+        {} if "method" in given else _preset(tree),
+        {} if _protocol(given) else _protocol_preset(tree),
+        tree,
+        _preset(given),
+        _protocol_preset(given),
+        given,
+    ]
     return parse_config(functools.reduce(merge, layers), where, origin)
 
 
@@ -44,6 +51,17 @@ def _preset(tree: Tree) -> Tree:
     """The preset of the method that `tree` names; empty if it names none."""
     method = tree.get("method")
     return methods.load(method).values if method in methods.names() else {}
+
+
+def _protocol(tree: Tree) -> Any:
+    section = tree.get("evaluate")
+    return section.get("protocol") if isinstance(section, dict) else None
+
+
+def _protocol_preset(tree: Tree) -> Tree:
+    """The preset of the evaluation protocol that `tree` names; empty if it names none."""
+    protocol = _protocol(tree)
+    return {"evaluate": protocols.values(protocol)} if protocol in protocols.names() else {}
 
 
 def parse_config(tree: Tree, where: str, origin: dict[str, str] | None = None) -> Config:

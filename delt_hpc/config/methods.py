@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,12 +44,7 @@ def names() -> tuple[str, ...]:
 
 def unknown(name: str) -> str:
     """Why `name` is not a method, with a suggestion; empty if it is one."""
-    known = names()
-    if name in known:
-        return ""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean `{close[0]}`? " if close else ""
-    return f"there is no such method; {hint}allowed here: {', '.join(known)}"
+    return unknown_preset(name, names(), "method")
 
 
 def load(name: str) -> Method:
@@ -60,11 +56,25 @@ def load(name: str) -> Method:
     problem = unknown(name)
     if problem:
         raise UserError(problem, where=f"method: {name}")
-    return copy.deepcopy(_read(FOLDER / f"{name}.yaml"))
+    return copy.deepcopy(read_preset(FOLDER / f"{name}.yaml"))
+
+
+def unknown_preset(name: str, known: Sequence[str], noun: str) -> str:
+    """Why `name` is not one of the known presets, with a suggestion; empty if it is one."""
+    if name in known:
+        return ""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean `{close[0]}`? " if close else ""
+    return f"there is no such {noun}; {hint}allowed here: {', '.join(known)}"
 
 
 @cache
-def _read(path: Path) -> Method:
+def read_preset(path: Path) -> Method:
+    """The preset in a file.
+
+    Raises:
+        UserError: the file is not as described in `Method`.
+    """
     expected = "title and sentence (strings), values (sections of options), and optionally paper (a string)"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

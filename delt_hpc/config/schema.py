@@ -8,11 +8,11 @@ between two calls on the same run folder.
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
-from delt_hpc.config import methods, network_name
+from delt_hpc.config import network_name
+from delt_hpc.config.names import MethodName, Name, NetworkName, ProtocolName, TrackerName
 
 Stage = Literal["squeeze", "rank", "select", "recover", "aggregate", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -40,32 +40,6 @@ CropScale = Annotated[list[Crop], Field(min_length=2, max_length=2)]
 NotNegative = Annotated[float, Field(ge=0)]
 MOSAIC_SIZE = 64  # pixels from which on a mosaic has 2 x 2 crops by default (RDED)
 FADRM_SIZES = 200, 224  # the published sizes of images of 224 pixels, in turn
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-def _known_method(name: str) -> str:
-    problem = methods.unknown(name)
-    if problem:
-        # The message is a template of pydantic, where braces have a meaning.
-        raise PydanticCustomError("unknown_method", "{problem}", {"problem": problem})
-    return name
-
-
-def _network_name(name: str) -> str:
-    if not network_name.is_network(name):
-        raise PydanticCustomError("network_name", "expected " + network_name.EXPECTED)
-    return name
-
-
-def _tracker_name(name: str) -> str:
-    if name not in ("none", "tensorboard") and not network_name.is_function_name(name):
-        raise PydanticCustomError("tracker_name", "expected none, tensorboard, or package.module:function")
-    return name
-
-
-TrackerName = Annotated[str, AfterValidator(_tracker_name)]
-NetworkName = Annotated[str, AfterValidator(_network_name)]
-MethodName = Annotated[str, AfterValidator(_known_method)]
 
 
 def free(default: Any, description: str) -> Any:
@@ -289,6 +263,9 @@ class Evaluate(Section):
         "training images with soft or hard labels: distilled; as many selected or random real ones; or the full data"
         " set, for as many epochs, which takes far longer",
     )
+    protocol: ProtocolName = free(
+        "delt", "protocol whose preset supplies the defaults of this section (config/recipes/protocols/)"
+    )
     epochs: Positive = value(300, "passes over the student's training images")
     batch_size: Positive = value(50, "images per step")
     lr: Rate = value(1e-3, "peak learning rate of AdamW")
@@ -297,11 +274,27 @@ class Evaluate(Section):
     )
     weight_decay: NotNegative = value(0.01, "decoupled weight decay of AdamW")
     mix: Literal["cutmix", "mixup", "none"] = value("cutmix", "augmentation that mixes the images of a batch")
+    soft_loss: Literal["kl", "mse_ce"] = later(
+        "kl",
+        "loss of soft labels; kl: KL divergence at the temperature; mse_ce: squared error of the logits + ce_weight x"
+        " cross-entropy with the (mixed) class labels",
+    )
+    ce_weight: NotNegative = later(0.025, "weight of the cross-entropy in mse_ce")
+    teacher_statistics: Literal["running", "batch"] = later(
+        "running",
+        "statistics by which the teacher's BatchNorm layers normalise when it labels; batch: of the batch",
+    )
     temperature: Annotated[float, Field(gt=0)] | None = value(
         None, "temperature of the soft labels; default: 4 with mixup, else 20"
     )
     randaugment: bool = value(True, "apply RandAugment m6 n2 mstd1.0")
     crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
+    shuffle_patches: Annotated[int, Field(ge=1, le=64)] = later(
+        1,
+        "strips: cut each image into so many columns and permute them, then the same with rows, before the crop;"
+        " 1: not at all (PIL reads the images)",
+    )
+    mirror: bool = later(True, "horizontal flips, if data.mirror allows them")
     ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")

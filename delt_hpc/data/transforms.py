@@ -54,18 +54,21 @@ class Augmentation(NamedTuple):
     Attributes:
         crop_scale: smallest and largest area of the random crop, as fractions of the image's area.
         randaugment: whether RandAugment is applied.
+        strips: columns and rows of `shuffle_patches`, which only PIL applies; 1: not at all.
     """
 
     crop_scale: tuple[float, float]
     randaugment: bool = False
+    strips: int = 1
 
 
 def training(spec: DatasetSpec, augmentation: Augmentation) -> Callable[[Image.Image, Iterator[float]], Pixels]:
-    """RandomResizedCrop, mirroring (if the data set allows it) and RandAugment: uint8 [size, size, 3].
+    """Shuffled patches, RandomResizedCrop, mirroring (if the data set allows it), RandAugment: uint8 [size, size, 3].
 
     The transform takes an image and the stream of uniform numbers for its random draws.
     """
-    return partial(_training, spec, augmentation.crop_scale, RandAugment() if augmentation.randaugment else None)
+    policy = RandAugment() if augmentation.randaugment else None
+    return partial(_training, spec, augmentation.crop_scale, policy, augmentation.strips)
 
 
 # Module-level functions rather than closures, because they are pickled for worker processes.
@@ -77,9 +80,12 @@ def _training(
     spec: DatasetSpec,
     crop_scale: tuple[float, float],
     policy: RandAugment | None,
+    strips: int,
     image: Image.Image,
     uniforms: Iterator[float],
 ) -> Pixels:
+    if strips > 1:
+        image = Image.fromarray(shuffle_patches(np.asarray(image), strips, uniforms))
     window = draw_window(uniforms, image.height, image.width, crop_scale)
     box = (window.left, window.top, window.left + window.width, window.top + window.height)
     image = image.crop(box).resize((spec.size, spec.size), Image.Resampling.BILINEAR)
@@ -88,6 +94,23 @@ def _training(
     if policy:
         image = policy(image, uniforms)
     return np.asarray(image)
+
+
+def shuffle_patches(pixels: Pixels, strips: int, uniforms: Iterator[float]) -> Pixels:
+    """Cut the image into columns and permute them, then the same with rows (RDED, arXiv 2312.03526).
+
+    The last strip is wider than the others where the size is not divisible.
+
+    Args:
+        pixels: [height, width, 3], at least `strips` pixels high and wide.
+        uniforms: numbers in [0, 1); `strips` of them are consumed for the columns and as many for the rows.
+    """
+    for axis in (1, 0):
+        length = pixels.shape[axis]
+        parts = np.split(pixels, [i * (length // strips) for i in range(1, strips)], axis)
+        order = np.argsort([next(uniforms) for _ in range(strips)], kind="stable")
+        pixels = np.concatenate([parts[i] for i in order], axis)
+    return pixels
 
 
 def normalise(pixels: Tensor, spec: DatasetSpec) -> Tensor:

@@ -47,10 +47,10 @@ class DistilledDataset(VisionDataset):
         self._folder = folder
         self._protocol = read_json(folder / PROTOCOL) if (folder / PROTOCOL).is_file() else None
         listed = manifest.index(folder)
+        self._index = listed if self._protocol is None else Index(folder / TRAIN, listed.paths, listed.labels)
         if self._protocol is None:
             manifest.require_tables(folder)
         self._digests = tuple(manifest.read_manifest(folder)["sha256"])
-        self._index = listed if self._protocol is None else Index(folder / TRAIN, listed.paths, listed.labels)
         self._class_map = ClassMap.read(folder / manifest.CLASSES)
         self.spec = self._read_spec()
         self.classes = self._class_map.names

@@ -13,7 +13,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compile_with_fallback(function: Callable[P, R], *, deterministic: bool) -> Callable[P, R]:
+def compile_with_fallback(
+    function: Callable[P, R], *, deterministic: bool, sizes_change: bool = False
+) -> Callable[P, R]:
     """The function, compiled as one graph at its first call with a shape, together with its backward pass.
 
     If either fails to compile, a warning names the reason, and the function runs uncompiled from then on.
@@ -21,6 +23,8 @@ def compile_with_fallback(function: Callable[P, R], *, deterministic: bool) -> C
     Args:
         deterministic: compile each shape by itself, because code for dynamic shapes depends on which shapes came
             before. A failure is an error then, because compiled and uncompiled code differ in the last bits.
+        sizes_change: images of several sizes follow each other; compile each shape by itself, except for dimensions
+            that are marked as dynamic.
     """
     # Graphs that contain an autograd.Function (sums over segments) are not cached otherwise.
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
@@ -30,7 +34,7 @@ def compile_with_fallback(function: Callable[P, R], *, deterministic: bool) -> C
     torch._functorch.config.ban_recompute_used_far_apart = False
     # Otherwise the backward pass is compiled when it first runs, where a failure would not be seen here.
     torch._functorch.config.force_non_lazy_backward_lowering = True
-    compiled = torch.compile(function, fullgraph=True, dynamic=False if deterministic else None)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False if deterministic or sizes_change else None)
     failed = False
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

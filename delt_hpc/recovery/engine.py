@@ -92,7 +92,9 @@ class Engine:
         self._schedule, self._network = Schedule.of(recover), network
         self._losses = self._segment_losses
         if recover.compile:
-            self._losses = compile_with_fallback(self._segment_losses, deterministic=recover.deterministic)
+            self._losses = compile_with_fallback(
+                self._segment_losses, deterministic=recover.deterministic, sizes_change=recover.blocks > 1
+            )
 
         size, images = spec.size, capacity.images
         rows = packing.segments * capacity.slot + (images if packing.padded else 0)

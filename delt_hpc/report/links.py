@@ -7,7 +7,7 @@ _ITEMS = (
     ("config.yaml", "every value of the configuration"),
     ("distilled/", "the distilled data set, one folder per class"),
     ("distilled/manifest.csv", "its images: checksum, real image it started from, iterations, losses"),
-    ("selected/selected.csv", "the real images that recovery started from"),
+    ("selected/selected.csv", "the images that recovery started from"),
     ("ranking.csv", "the teacher's score of every real training image"),
     ("teacher/history.csv", "the teacher's training, epoch by epoch"),
     ("evaluate/", "result, training curve and confusion counts of every student"),

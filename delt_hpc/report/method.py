@@ -107,9 +107,17 @@ def _evaluate(config: Config) -> str:
     evaluate = config.evaluate
     mix = {"cutmix": "CutMix", "mixup": "mixup", "none": "no mixing"}[evaluate.mix]
     temperature = evaluate.temperature or (4.0 if evaluate.mix == "mixup" else 20.0)
+    strips = evaluate.shuffle_patches
+    shuffled = f", {strips} x {strips} shuffled patches" if strips > 1 else ""
+    batch = " (normalised by the statistics of the batch)" if evaluate.teacher_statistics == "batch" else ""
+    loss = (
+        f"at temperature {temperature:g}"
+        if evaluate.soft_loss == "kl"
+        else f"(loss: squared error of the logits + {evaluate.ce_weight:g} x cross-entropy with the class labels)"
+    )
     return (
         f"Students were trained from scratch for {evaluate.epochs} epochs with AdamW, learning rate {evaluate.lr:g},"
-        f" batches of {evaluate.batch_size}, {mix}{' and RandAugment' if evaluate.randaugment else ''}; soft labels are"
-        f" the teacher's outputs for each augmented image at temperature {temperature:g}. They were tested on the real"
+        f" batches of {evaluate.batch_size}, {mix}{' and RandAugment' if evaluate.randaugment else ''}{shuffled}; soft"
+        f" labels are the teacher's outputs{batch} for each augmented image {loss}. They were tested on the real"
         f" validation images, {'once' if len(evaluate.seeds) == 1 else f'for {len(evaluate.seeds)} seeds each'}."
     )

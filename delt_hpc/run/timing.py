@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from delt_hpc.config.schema import Stage
-from delt_hpc.run.folder import RunFolder, make_folder, write_csv
+from delt_hpc.run.folder import RunFolder, make_folder, write_csv, write_text
 
 COLUMNS = (
     "stage", "unit", "round", "seconds", "images", "image_iterations", "image_iterations_per_s",
@@ -77,6 +77,17 @@ def gather(run: RunFolder) -> pd.DataFrame:
     table["round"] = table["round"].astype("Int64")
     write_csv(run.timing_table, lambda file: table.to_csv(file, index=False))
     return table
+
+
+def copy(stage: Stage, source: RunFolder, target: RunFolder) -> None:
+    """Copy the records of a stage to a run that shares its results."""
+    rows = [
+        row
+        for path in sorted(source.timing.glob("*.jsonl"))
+        for row in _lines(path.read_text(encoding="utf-8", errors="replace"))
+        if row.get("stage") == stage
+    ]
+    write_text(target.timing / f"{stage}-shared.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def device_name(device: torch.device) -> str:

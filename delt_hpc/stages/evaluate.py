@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from torchvision.transforms import v2
 from delt_hpc.config.schema import Evaluate
 from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.index import Index
-from delt_hpc.data.loader import TrainingSet, ValidationSet
+from delt_hpc.data.loader import LoaderConfig, TrainingSet, ValidationSet
 from delt_hpc.data.transforms import Augmentation
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError, some
@@ -45,10 +46,13 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         return
     _require_inputs(context, unfinished)
     network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
+    if config.teacher_statistics == "batch":
+        use_batch_statistics(network)
+    loader_config = _loader_config(context)
     val = context.validation_set()
     resolved = {
         "evaluate.precision": name_of(training_dtype(config.precision, context.device)),
-        "machine.loader": context.loader_config.backend(training=True),
+        "machine.loader": loader_config.backend(training=True),
     }
     others = [path for path in sorted(context.run.evaluate.glob("*")) if path.is_dir()]
     for number, trial in enumerate(unfinished, start=1):
@@ -110,7 +114,7 @@ def _finish(
         "parameters": sum(p.numel() for p in student.parameters()),
         "seconds": outcome.seconds,
         "device": device_name(context.device),
-        **context.loader_config.facts(training=True),
+        **_loader_config(context).facts(training=True),
     }
     write_json(folder.path / RESULT, result)
     passes = count * len(outcome.history)
@@ -137,11 +141,11 @@ def _training(
         train=TrainingSet(
             index=index,
             positions=np.arange(len(index)),
-            spec=dataset.spec,
-            augmentation=Augmentation((smallest, largest), config.randaugment),
+            spec=replace(dataset.spec, mirror=dataset.spec.mirror and config.mirror),
+            augmentation=Augmentation((smallest, largest), config.randaugment, config.shuffle_patches),
             batch_size=config.batch_size,
             key=(seed, "evaluate", trial.seed),
-            loader_config=context.loader_config,
+            loader_config=_loader_config(context),
         ),
         val=val,
         precision=config.precision,
@@ -152,6 +156,12 @@ def _training(
         ema_decay=config.ema_decay,
         tracker=tracker,
     )
+
+
+def _loader_config(context: Context) -> LoaderConfig:
+    """How training images are read: patches are shuffled by PIL alone."""
+    shuffled = context.config.evaluate.shuffle_patches > 1
+    return replace(context.loader_config, loader="torchvision") if shuffled else context.loader_config
 
 
 def _index(context: Context, trial: Trial) -> Index:
@@ -206,12 +216,19 @@ def learning_rate(config: Evaluate) -> Callable[[float], float]:
 
 
 def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """KL divergence to the teacher's output for the same augmented images, both softened by the temperature."""
+    """The loss against the teacher's logits t for the same augmented images; s are the student's.
+
+    `kl`: KL(softmax(t / T) || softmax(s / T)), mean over the images. `mse_ce`: the mean of (s - t)^2 plus `ce_weight`
+    times the cross-entropy with the labels (EDC, arXiv 2404.13733).
+    """
     temperature = config.temperature or (4.0 if config.mix == "mixup" else 20.0)
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
             target = network(images)
+        if config.soft_loss == "mse_ce":
+            student = output.float()
+            return F.mse_loss(student, target.float()) + config.ce_weight * hard_loss(student, images, labels)
         return F.kl_div(
             F.log_softmax(output.float() / temperature, 1),
             F.log_softmax(target.float() / temperature, 1),
@@ -220,6 +237,14 @@ def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor,
         )
 
     return loss
+
+
+def use_batch_statistics(network: nn.Module) -> None:
+    """Let the BatchNorm layers of a frozen network normalise by the batch; their running statistics stay unchanged."""
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.train()
+            layer.track_running_stats = False
 
 
 def hard_loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:

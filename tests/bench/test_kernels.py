@@ -119,10 +119,10 @@ def test_times_are_ordered() -> None:
 
 
 def test_what_is_unknown_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--networks: `vgg` is unknown"):
-        table.bench(["vgg"], 2, ["torch"], torch.float32, CPU, tmp_path)
-    with pytest.raises(UserError, match=r"--variants: `fast` is unknown\n.*torch, torch-compiled, triton"):
-        table.bench(["convnet4"], 2, ["fast"], torch.float32, CPU, tmp_path)
+    with pytest.raises(UserError, match="--networks vgg: `vgg` is unknown"):
+        bench_kernels(networks="vgg", tiles=True, out=tmp_path)
+    with pytest.raises(UserError, match=r"--variants fast: `fast` is unknown\n.*torch, torch-compiled, triton"):
+        bench_kernels(variants="fast", out=tmp_path)
     with pytest.raises(UserError, match="requires a GPU"):
         tiles.bench(["convnet4"], 2, torch.float32, CPU, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -93,6 +94,21 @@ def test_a_value_changes_the_identity_of_its_stage_and_the_later_ones() -> None:
     changed = [stage for stage in STAGES if identity(other, stage) != identity(TRAINED, stage)]
     assert changed == ["select", "recover", "aggregate", "evaluate", "report"]
     assert identity(other, "select")["select.ipc"] == 11
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"soft_loss": "mse_ce"},
+        {"ce_weight": 0.5},
+        {"teacher_statistics": "batch"},
+        {"shuffle_patches": 2},
+        {"mirror": False},
+    ],
+)
+def test_a_later_option_enters_the_identity_where_it_is_not_the_default(changed: dict[str, Any]) -> None:
+    other = identity(Config(evaluate=Evaluate(**changed)), "evaluate")
+    assert other == identity(TRAINED, "evaluate") | {f"evaluate.{key}": value for key, value in changed.items()}
 
 
 def test_the_seed_changes_every_stage() -> None:

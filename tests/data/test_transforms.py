@@ -18,7 +18,16 @@ from torchvision.transforms.v2 import functional as tv
 
 from delt_hpc.data.catalog.specs import SPECS, DatasetSpec, margin
 from delt_hpc.data.random_crop import draw_window
-from delt_hpc.data.transforms import Augmentation, BadImageError, decode, evaluation, normalise, quantise, training
+from delt_hpc.data.transforms import (
+    Augmentation,
+    BadImageError,
+    decode,
+    evaluation,
+    normalise,
+    quantise,
+    shuffle_patches,
+    training,
+)
 from delt_hpc.keyed_random import uniforms
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
@@ -200,6 +209,23 @@ def test_images_are_mirrored_only_where_a_mirrored_image_keeps_its_class() -> No
         plain = sum(np.array_equal(image, pixels) for image in found)
         assert least <= mirrored <= most
         assert plain + mirrored == 400
+
+
+def test_shuffled_patches_permute_columns_and_then_rows() -> None:
+    """Of 5 x 5 pixels the strips are 2 and 3 wide. Falling numbers swap two strips, rising ones keep them."""
+    pixels = np.arange(25).reshape(5, 5, 1).repeat(3, axis=2).astype(np.uint8)
+    swapped = shuffle_patches(pixels, 2, iter([0.9, 0.1, 0.2, 0.8]))[..., 0]
+    np.testing.assert_array_equal(swapped, pixels[:, [2, 3, 4, 0, 1], 0])
+    both = shuffle_patches(pixels, 2, iter([0.9, 0.1, 0.8, 0.2]))[..., 0]
+    np.testing.assert_array_equal(both, swapped[[2, 3, 4, 0, 1]])
+
+
+def test_patches_are_shuffled_before_the_crop(photos: dict[str, Image.Image]) -> None:
+    photo, spec, numbers = photos["landscape"], spec_of(48), uniforms("shuffle")
+    shuffled = Image.fromarray(shuffle_patches(np.asarray(photo), 3, numbers))
+    expected = training(spec, Augmentation((0.5, 1.0)))(shuffled, numbers)
+    found = training(spec, Augmentation((0.5, 1.0), strips=3))(photo, uniforms("shuffle"))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_transforms_can_be_pickled() -> None:

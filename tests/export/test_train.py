@@ -57,6 +57,13 @@ def test_training_with_each_kind_of_label(labels: str, finished: Context, toy: P
     )
 
 
+def test_one_seed_has_no_spread(finished: Context, toy: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    export(finished.run.root, folder, "imagefolder", QUIET)
+    answer = without_the_package("train.py", "--val", toy / "val", "--seeds", "7", "--epochs", "1", cwd=folder)
+    assert re.search(r"^convnet3, teacher labels, 1 seed: [\d.]+ %$", answer.stdout, re.MULTILINE), answer.stderr
+
+
 def test_what_the_export_lacks_cannot_be_chosen(finished: Context, toy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     export(finished.run.root, folder, "imagefolder", QUIET, with_teacher=False)

@@ -269,3 +269,16 @@ def test_sizes_that_do_not_fit_are_refused(size: int, changes: dict[str, Any], m
         blocks.check_blocks(config, CLASSES, size)
     accepted = config.model_copy(update={"recover": Recover(**FADRM | {"block_sizes": None})})
     blocks.check_blocks(accepted, CLASSES, 8)
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_same_bytes_after_a_restart_in_another_block(teacher: nn.Module) -> None:
+    """The restarted process sees the sizes in another order; each call forgets what was compiled before."""
+    recover = recover_of(**FADRM, compile=True)
+    batches = plan(CLASSES, IPC, recover)[:2]
+    torch._dynamo.reset()
+    undisturbed = by_packed(batches, teacher, recover)
+    torch._dynamo.reset()
+    stopped = by_packed(batches, teacher, recover, stop_after=5)
+    torch._dynamo.reset()
+    assert same(undisturbed, by_packed(batches, teacher, recover, states=stopped))

@@ -1,11 +1,13 @@
 """Learning rates, losses and mixing of squeeze and evaluate, compared with their formulas."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from delt_hpc.config.schema import Evaluate, Squeeze
-from delt_hpc.stages.evaluate import Trial, hard_loss, learning_rate, mixing, soft_loss
+from delt_hpc.stages.evaluate import Trial, hard_loss, learning_rate, mixing, soft_loss, use_batch_statistics
 from delt_hpc.stages.squeeze import warm_cosine
 
 
@@ -34,6 +36,26 @@ def test_soft_loss_is_the_divergence_to_the_teacher_s_softened_answer(
     loss = soft_loss(network, Evaluate(mix=mix, temperature=given, precision="float32"))(output, images, torch.zeros(4))
     p, q = (network(images) / used).softmax(1), (output / used).softmax(1)
     torch.testing.assert_close(loss, (p * (p.log() - q.log())).sum() / 4)
+
+
+def test_the_squared_error_of_the_logits_plus_cross_entropy() -> None:
+    """Two images: the errors (1, 0) and (0, 3) give 10 / 4; the cross-entropies are log(1 + e) and log(1 + e^-2)."""
+    target = torch.tensor([[1.0, 1.0], [2.0, 3.0]])
+    output, labels = torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.tensor([0, 0])
+    config = Evaluate(soft_loss="mse_ce", ce_weight=0.5, precision="float32")
+    loss = soft_loss(nn.Identity(), config)(output, target, labels)
+    assert loss.item() == pytest.approx(2.5 + 0.5 * (math.log(1 + math.e) + math.log(1 + math.exp(-2))) / 2)
+
+
+def test_a_teacher_that_normalises_by_the_batch_keeps_its_statistics() -> None:
+    layer = nn.BatchNorm2d(1).eval()
+    assert layer.running_mean is not None
+    layer.running_mean.fill_(5.0)
+    images = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)  # mean 2, variance 1
+    torch.testing.assert_close(layer(images), images - 5, rtol=0, atol=1e-4)
+    use_batch_statistics(layer)
+    torch.testing.assert_close(layer(images), images - 2, rtol=0, atol=1e-4)
+    assert layer.running_mean.item() == 5.0
 
 
 def test_hard_loss_takes_indices_and_mixtures() -> None:

@@ -104,6 +104,30 @@ def test_a_trial_alone_has_the_same_result_as_among_all(finished: Context, start
     assert (alone / "history.csv").read_text() == (among / "history.csv").read_text()
 
 
+def test_all_real_images_are_an_arm_and_no_protocol_needs_another_run(
+    finished: Context, start: Start, tmp_path: Path
+) -> None:
+    """Shuffled patches, a teacher in training mode, EDC's loss and no flips: each trains on the 48 real images."""
+    changes = {
+        "arms": ["full-hard", "distilled-soft"],
+        "seeds": [1],
+        "shuffle_patches": 2,
+        "teacher_statistics": "batch",
+        "soft_loss": "mse_ce",
+        "mirror": False,
+    }
+    root = copy_run(finished, tmp_path / "run", "aggregate")
+    start(root, ("evaluate",), {"evaluate": changes})
+    real, distilled = (
+        json.loads((root / "evaluate" / f"convnet3-1-{arm}" / "result.json").read_text())
+        for arm in ("full-hard", "distilled-soft")
+    )
+    assert (real["train_images"], distilled["train_images"]) == (48, 12)
+    assert distilled["loader"] == "torchvision"
+    before = (finished.run.evaluate / "convnet3-1-distilled-soft" / "history.csv").read_text()
+    assert (root / "evaluate" / "convnet3-1-distilled-soft" / "history.csv").read_text() != before
+
+
 def test_timing_has_a_row_per_unit_and_round(finished: Context) -> None:
     table = pd.read_csv(finished.run.timing_table)
     assert set(table["stage"]) >= {"squeeze", "rank", "select", "recover", "aggregate", "evaluate"}

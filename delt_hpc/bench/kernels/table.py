@@ -9,11 +9,10 @@ import torch
 import torch._functorch.config
 
 from delt_hpc.bench import machine
-from delt_hpc.bench.kernels.cases import SIZES, Batch, Case, cases
+from delt_hpc.bench.kernels.cases import Batch, Case, cases
 from delt_hpc.bench.kernels.measure import BASELINE, VARIANTS, Measured, expected, measure
 from delt_hpc.bench.peaks import copy_bandwidth
 from delt_hpc.bench.timing import capture_stream
-from delt_hpc.errors import UserError
 from delt_hpc.run.folder import write_csv
 
 PASSES = ("forward", "backward")
@@ -31,7 +30,7 @@ def bench(
     A variant's results and gradients are checked first (`measure.expected`); a wrong one gets a note and no time.
 
     Args:
-        networks: of `SIZES`.
+        networks: of `cases.SIZES`.
         images: packed into one call, in eight segments.
         variants: of `VARIANTS`; the baseline is always measured.
         dtype: of the activations, float32 or bfloat16.
@@ -40,12 +39,7 @@ def bench(
         one row for each operator, shape, pass and variant. `ratio`: the baseline's time over this one's; `error`: the
         largest of a tensor, relative; `count`: how often the operator runs in an iteration; `share_of_copy`: bandwidth
         of the modelled bytes over that of a copy in the same run.
-
-    Raises:
-        UserError: an unknown network or variant.
     """
-    _check("--networks", networks, tuple(SIZES))
-    _check("--variants", variants, tuple(VARIANTS))
     variants = [name for name in VARIANTS if name == BASELINE or name in variants]
     batch = Batch.of(images, dtype, device)
     rows: list[dict[str, Any]] = []
@@ -94,12 +88,6 @@ def summary(table: pd.DataFrame) -> str:
 def text(table: pd.DataFrame) -> str:
     """A table for a terminal."""
     return table.to_string(index=False, na_rep="-", float_format="{:.3g}".format)
-
-
-def _check(option: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(f"`{unknown[0]}` is unknown", where=option, expected=f"some of {', '.join(known)}")
 
 
 def _rows(case: Case, variants: Sequence[str], copy: float, device: torch.device) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class Row:
             self._blocks.append(self.workload.block(self._steps))
 
     def numbers(self) -> dict[str, Any]:
-        """Columns of the table. `images` and `ms` are those of a pass; bytes and FLOPs are those of the floor."""
+        """Columns of the table. `images`, `ms` and `floor_ms` are those of a pass."""
         if self.rate is None:
             return self._facts
         images, dtype = self._blocks[0].images / self._blocks[0].passes, self.workload.dtype

@@ -88,6 +88,10 @@ def train(student: str, seed: int, labels: str, protocol: dict[str, Any], val: D
     return accuracy(network, val, settings)
 
 
+def shown(mean: float, std: float | None) -> str:
+    return f"{mean:.2f} %" if std is None else f"{mean:.2f} ± {std:.2f} %"
+
+
 def main() -> None:
     protocol = json.loads((ROOT / "protocol.json").read_text(encoding="utf-8"))
     available = [kind for kind, there in (("teacher", protocol["teacher"]), ("stored", protocol["labels"])) if there]
@@ -105,13 +109,11 @@ def main() -> None:
     for seed in given.seeds:
         scores.append(train(given.student, seed, given.labels, protocol, val, given.workers))
         print(f"seed {seed}: {scores[-1]:.2f} % top-1", flush=True)
-    spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-    print(
-        f"{given.student}, {given.labels} labels, {len(scores)} seeds: {statistics.fmean(scores):.2f} ± {spread:.2f} %"
-    )
+    result = shown(statistics.fmean(scores), statistics.stdev(scores) if len(scores) > 1 else None)
+    print(f"{given.student}, {given.labels} labels, {len(scores)} seed{'s' if len(scores) > 1 else ''}: {result}")
     for row in protocol["results"]:
         if row["student"] == given.student:
-            print(f"reported, {row['arm']}: {row['mean']:.2f} ± {row['std'] or 0:.2f} %")
+            print(f"reported, {row['arm']}: {shown(row['mean'], row['std'])}")
 
 
 if __name__ == "__main__":
