@@ -16,7 +16,7 @@ from delt_hpc.config.schema import Config, Machine, Stage
 from delt_hpc.data import bad_files
 from delt_hpc.data.bad_files import BadFile
 from delt_hpc.data.dataset import Dataset
-from delt_hpc.data.loader import LoaderConfig, ValidationSet
+from delt_hpc.data.loader import LoaderConfig, ValidationSet, mostly_jpegs
 from delt_hpc.errors import UserError, some
 from delt_hpc.run import checksums, timing
 from delt_hpc.run.checkpoint import DamagedCheckpointError, check_checkpoint
@@ -53,7 +53,13 @@ class Context:
         """How images are read."""
         machine = self.config.machine
         workers = min(8, len(os.sched_getaffinity(0))) if machine.workers is None else machine.workers
-        return LoaderConfig(machine.loader, self.device, workers, machine.cache_mib, self.config.data.on_bad)
+        return LoaderConfig(
+            machine.loader, self.device, workers, machine.cache_mib, self.config.data.on_bad, self._jpegs
+        )
+
+    @cached_property
+    def _jpegs(self) -> bool:
+        return mostly_jpegs(self.dataset.train)
 
     def validation_set(self) -> ValidationSet:
         """The real validation images, on which teacher and students are measured."""

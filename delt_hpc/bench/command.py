@@ -36,10 +36,17 @@ def bench_loading(
 @app.command("ranking")
 def bench_ranking(
     images: Annotated[int, typer.Option(min=20, help="Number of images of each of the eight classes.")] = 32,
+    files: Annotated[
+        int, typer.Option(min=256, help="Number of small PNG files (Fashion-MNIST if installed) to time.")
+    ] = 8192,
     out: Out = Path("bench"),
 ) -> None:
-    """Compare the rankings of backends and precisions."""
-    from delt_hpc.bench import ranking  # noqa: PLC0415
+    """Compare the rankings of backends and precisions, and the speed of the default and of plain settings."""
+    from delt_hpc.bench import ranking, ranking_speed  # noqa: PLC0415
+
+    table = ranking_speed.bench(files, out)
+    typer.echo(table[list(ranking_speed.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    typer.echo(f"table: {out}/{ranking_speed.FILE}")
 
     table = ranking.bench(images, out)
     typer.echo(table[list(ranking.COLUMNS)].to_string(index=False, float_format=lambda value: f"{value:.5f}"))

@@ -122,12 +122,13 @@ class Squeeze(Section):
     label_smoothing: Probability = value(0.0, "label smoothing of the cross-entropy")
     crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU if the work is worth it")
     validate_every: Positive = free(1, "epochs between two validations; the last epoch is always validated")
 
 
 class Rank(Section):
     batch_size: Positive = value(256, "images per forward pass")
-    precision: ScorePrecision = value("auto", "autocast type; auto: float16 on a GPU, float32 on a CPU")
+    precision: ScorePrecision = value("auto", "autocast type; auto: float16 on a GPU, on a CPU bfloat16 or float32")
     csv: Path | None = value(None, "existing ranking to use instead: a CSV with the columns score, img_path, class")
     candidates: Literal["images", "crops"] = later(
         "images",
@@ -166,15 +167,11 @@ class Recover(Section):
     )
     loss_scale: Rate = free(1024.0, "loss scaling factor under float16, against gradient underflow")
     deterministic: bool = value(False, "bit-identical images on a GPU for any number of tasks and restarts (slower)")
-    segments: Positive | Literal["auto"] = free(
-        "auto", "batches per pass; auto: as many as fit in the GPU's memory, on a CPU one"
-    )
+    segments: Positive | Literal["auto"] = free("auto", "batches per pass; auto: as many as fit on a GPU, 1 on a CPU")
     kernels: Literal["auto", "triton", "torch"] = free(
         "auto", "implementation of the operators: Triton kernels or plain PyTorch; auto: Triton on a GPU"
     )
-    compile: bool | Literal["auto"] = free(
-        "auto", "use torch.compile; auto: on a GPU, and on a CPU if the work is worth the time to compile"
-    )
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU; on a CPU if worth the time")
     graphs: bool | Literal["auto"] = free(
         "auto", "CUDA graphs; auto: on a GPU, and without them if recording fails; true: a failure is an error"
     )
@@ -297,6 +294,7 @@ class Evaluate(Section):
     mirror: bool = later(True, "horizontal flips, if data.mirror allows them")
     ema_decay: Probability = value(0.99, "decay per step of the averaged (EMA) student")
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
+    compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU if the work is worth it")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
 
 
@@ -304,7 +302,7 @@ class Machine(Section):
     """Where and how the run works. docs/determinism.md says how little results depend on it."""
 
     device: Literal["auto", "cpu", "cuda"] = free("auto", "auto: a GPU if there is one, else the CPU")
-    loader: Loader = free("auto", "image decoder; auto: DALI, but torchvision (PIL) for training images on a CPU")
+    loader: Loader = free("auto", "image decoder; auto: DALI, on a CPU PIL for training images and non-JPEG files")
     workers: Annotated[int, Field(ge=0, le=1024)] | None = free(
         None, "processes that read images; default: the number of available CPUs, at most 8"
     )

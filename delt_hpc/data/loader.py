@@ -40,6 +40,7 @@ class LoaderConfig:
         workers: number of DALI threads, or of worker processes of the PIL loader; 0 loads in this process.
         cache_mib: memory for decoded images, MiB.
         on_bad: whether an unreadable file is an error or is skipped.
+        jpegs: whether most of the run's images are JPEG files, the only ones that DALI decodes itself.
     """
 
     loader: Loader
@@ -47,12 +48,13 @@ class LoaderConfig:
     workers: int = 0
     cache_mib: int = 0
     on_bad: OnBad = "raise"
+    jpegs: bool = True
 
     def backend(self, *, training: bool) -> Backend:
         """The backend of the training or the evaluation transform.
 
-        `auto` is DALI on a GPU. On a CPU it is DALI for the evaluation transform and PIL for the training transform,
-        whichever is faster. Without DALI it is PIL.
+        `auto` is whichever is faster: DALI on a GPU; on a CPU DALI for the evaluation transform of JPEG files, and PIL
+        for other files and for the training transform. Without DALI it is PIL.
         """
         if self.loader != "auto":
             return self.loader
@@ -60,7 +62,7 @@ class LoaderConfig:
             return "torchvision"
         if self.device.type == "cuda":
             return "dali-gpu"
-        return "torchvision" if training else "dali-cpu"
+        return "dali-cpu" if self.jpegs and not training else "torchvision"
 
     def facts(self, *, training: bool) -> dict[str, str]:
         """What is recorded with results: the backend, and the versions of the packages that decode images."""
@@ -97,6 +99,11 @@ def check(loader: Loader, device: torch.device) -> None:
 
 def has_dali() -> bool:
     return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
+
+
+def mostly_jpegs(index: Index) -> bool:
+    """Whether the names of at least half of the files are those of JPEG files."""
+    return 2 * sum(path.lower().endswith((".jpg", ".jpeg")) for path in index.paths) >= len(index)
 
 
 def images(root: Path, paths: Sequence[str], spec: DatasetSpec, batch_size: int) -> Iterator[Tensor]:

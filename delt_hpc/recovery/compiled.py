@@ -1,13 +1,12 @@
 """torch.compile as one graph, with a fallback to the uncompiled function."""
 
-import warnings
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from delt_hpc.errors import UserError
+from delt_hpc.training.compiled import with_fallback
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,31 +34,12 @@ def compile_with_fallback(
     # Otherwise the backward pass is compiled when it first runs, where a failure would not be seen here.
     torch._functorch.config.force_non_lazy_backward_lowering = True
     compiled = torch.compile(function, fullgraph=True, dynamic=False if deterministic or sizes_change else None)
-    failed = False
-
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        nonlocal failed
-        if failed:
-            return function(*args, **kwargs)
-        try:
-            return compiled(*args, **kwargs)
-        except TorchDynamoException as error:
-            if deterministic:
-                raise UserError(
-                    f"torch.compile failed: {_reason(error)}",
-                    where="recover.compile, with recover.deterministic: true",
-                    remedy="set recover.compile: false for all tasks of the run",
-                ) from error
-            failed = True
-            warnings.warn(
-                f"torch.compile failed, and the network runs uncompiled: {_reason(error)}", RuntimeWarning, stacklevel=2
-            )
-        return function(*args, **kwargs)
-
-    return call
+    return with_fallback(function, compiled, _refuse if deterministic else None)
 
 
-def _reason(error: Exception) -> str:
-    """The first paragraph of the message: what broke the graph, and why."""
-    paragraph = str(error).strip().split("\n\n")[0]
-    return "; ".join(line.strip() for line in paragraph.splitlines())
+def _refuse(reason: str) -> UserError:
+    return UserError(
+        f"torch.compile failed: {reason}",
+        where="recover.compile, with recover.deterministic: true",
+        remedy="set recover.compile: false for all tasks of the run",
+    )

@@ -11,7 +11,6 @@ from torch import nn
 from delt_hpc.context import Context
 from delt_hpc.models import teacher
 from delt_hpc.recovery import compile_cache, device_tables, reference
-from delt_hpc.recovery.async_files import AsyncFiles
 from delt_hpc.recovery.auto import estimate_compilation, image_iterations_of
 from delt_hpc.recovery.batch_folder import BatchFolder
 from delt_hpc.recovery.batches import Batch
@@ -22,6 +21,7 @@ from delt_hpc.recovery.scheduler import ScheduledBatch, run_batches
 from delt_hpc.recovery.state import State
 from delt_hpc.recovery.tracking import CurveTracker
 from delt_hpc.run import stop
+from delt_hpc.run.async_files import AsyncFiles
 from delt_hpc.run.progress import Bar
 
 READ_AHEAD = 2  # batches for each lane whose images are read before they are needed

@@ -28,6 +28,7 @@ from delt_hpc.run.folder import is_done, write_json
 from delt_hpc.run.timing import device_name
 from delt_hpc.run.tracker import UnitTracker
 from delt_hpc.training import confusion
+from delt_hpc.training.compiled import compile_network, resolve_compile
 from delt_hpc.training.loop import Outcome, Training, write_history
 from delt_hpc.training.precision import autocast, name_of, training_dtype
 from delt_hpc.training.trial import Trial, trials
@@ -131,13 +132,17 @@ def _training(
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
         student = build(trial.student, len(dataset.classes), dataset.spec.size).to(context.device)
     index = _index(context, trial)
+    compiled = resolve_compile(
+        config.compile, student, [network] * trial.soft, len(index) * config.epochs, dataset.spec.size, context.device,
+        lambda line: context.reporter.say(f"evaluate: {trial.id}: {line}"),
+    )  # fmt: skip
     smallest, largest = config.crop_scale
     return Training(
         model=student,
         optimizer=optimizer(student, config),
         epochs=config.epochs,
         lr=learning_rate(config),
-        loss=soft_loss(network, config) if trial.soft else hard_loss,
+        loss=soft_loss(compile_network(network) if compiled else network, config) if trial.soft else hard_loss,
         train=TrainingSet(
             index=index,
             positions=np.arange(len(index)),
@@ -154,6 +159,7 @@ def _training(
         lr_option="evaluate.lr",
         mix=mixing(config.mix, len(dataset.classes), seed, "evaluate", "mix", trial.seed),
         ema_decay=config.ema_decay,
+        compile=compiled,
         tracker=tracker,
     )
 
@@ -215,7 +221,7 @@ def learning_rate(config: Evaluate) -> Callable[[float], float]:
     return lambda epoch: config.lr * (1 + math.cos(math.pi * epoch / span)) / 2
 
 
-def soft_loss(network: nn.Module, config: Evaluate) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def soft_loss(network: Callable[[Tensor], Tensor], config: Evaluate) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The loss against the teacher's logits t for the same augmented images; s are the student's.
 
     `kl`: KL(softmax(t / T) || softmax(s / T)), mean over the images. `mse_ce`: the mean of (s - t)^2 plus `ce_weight`

@@ -16,6 +16,7 @@ from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.loader import crop_batches, evaluation_batches
 from delt_hpc.errors import some
 from delt_hpc.models import teacher
+from delt_hpc.models.folding import fold_batch_norms
 from delt_hpc.ranking.mosaic import best_crops, crops_of, pool
 from delt_hpc.ranking.score import scores
 from delt_hpc.ranking.table import rank_class, read_given, read_ranking, write_ranking
@@ -99,7 +100,8 @@ def _score(context: Context, stage: StageFolder, missing: list[int]) -> None:
         context.dataset.spec,
         context.loader_config,
     )
-    network = teacher.load(context.run, context.dataset, context.device).to(memory_format=torch.channels_last)
+    network = fold_batch_norms(teacher.load(context.run, context.dataset, context.device))
+    network = network.to(memory_format=torch.channels_last)
     positions = np.concatenate([_candidates(context, c) for c in missing])
     results, crop_numbers = np.full(len(index), np.nan), np.zeros(len(index), np.int64)
     crops = crops_of(context.config, spec) if config.candidates == "crops" else None

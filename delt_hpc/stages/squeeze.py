@@ -19,6 +19,7 @@ from delt_hpc.models import teacher, weights
 from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
+from delt_hpc.training.compiled import resolve_compile
 from delt_hpc.training.loop import Outcome, Training, accuracies, write_history
 from delt_hpc.training.precision import name_of, training_dtype
 
@@ -82,6 +83,10 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(output, labels, label_smoothing=squeeze.label_smoothing)
 
+    compiled = resolve_compile(
+        squeeze.compile, network, [], len(dataset.train) * squeeze.epochs, dataset.spec.size, context.device,
+        lambda line: context.reporter.say(f"squeeze: {line}"),
+    )  # fmt: skip
     smallest, largest = squeeze.crop_scale
     tracker = context.trackers.start("squeeze", "teacher")
     job = Training(
@@ -105,6 +110,7 @@ def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome
         validate_every=squeeze.validate_every,
         checkpoint=folder.usable_checkpoint(),
         lr_option="squeeze.lr",
+        compile=compiled,
         tracker=tracker,
     )
     with closing(tracker), context.reporter.bar("squeeze", squeeze.epochs * job.train.steps()) as bar:

@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -19,11 +21,13 @@ from delt_hpc.data.loader import TrainingSet, ValidationSet
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import seeded
 from delt_hpc.run import stop
+from delt_hpc.run.async_files import AsyncFiles
 from delt_hpc.run.checkpoint import read_checkpoint, write_checkpoint
 from delt_hpc.run.folder import write_csv
 from delt_hpc.run.progress import Bar
 from delt_hpc.run.tracker import UnitTracker
 from delt_hpc.training.average import MovingAverage
+from delt_hpc.training.compiled import compile_network
 from delt_hpc.training.precision import autocast, training_dtype
 
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints, at least
@@ -93,8 +97,9 @@ class Progress:
 class Training:
     """A training that resumes from its last checkpoint and then ends with the same result as an undisturbed one.
 
-    A checkpoint is written every `CHECKPOINT_SECONDS`, and when the training stops as it was asked to. It holds the
-    state between two steps. Order and random draws are functions of (key, epoch, step), so they are not part of it.
+    A checkpoint is written every `CHECKPOINT_SECONDS`, beside the work, and when the training stops as it was asked to.
+    It holds the state between two steps. Order and random draws are functions of (key, epoch, step), so they are not
+    part of it.
 
     The model and its images are kept in channels_last memory format, in which convolutions are fastest.
 
@@ -107,6 +112,7 @@ class Training:
         lr_option: key of the learning rate in the configuration, for errors.
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
+        compile: whether the model's steps are compiled; validations are not.
         tracker: is given the figures of every epoch.
     """
 
@@ -124,6 +130,7 @@ class Training:
     lr_per_step: bool = False
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
+    compile: bool = False
     tracker: UnitTracker | None = None
 
     def run(self, bar: Bar) -> Outcome:
@@ -137,14 +144,15 @@ class Training:
         average = None if self.ema_decay is None else MovingAverage(self.model, self.ema_decay)
         progress = self._resume(average)
         bar.resume(progress.epoch * self.train.steps() + progress.next_step)
-        try:
-            self._train(progress, average, bar)
-        except stop.Interrupted:
-            self._save(progress, average)
-            raise
+        with AsyncFiles(pending=1) as files:
+            try:
+                self._train(progress, average, files, bar)
+            except stop.Interrupted:
+                self._save(progress, average, files)
+                raise
         return progress.outcome
 
-    def _train(self, progress: Progress, average: MovingAverage | None, bar: Bar) -> None:
+    def _train(self, progress: Progress, average: MovingAverage | None, files: AsyncFiles, bar: Bar) -> None:
         """All steps and validations that are left. Interrupted is raised only where `progress` is consistent."""
         saved = requested = time.monotonic()
         self.model.train()
@@ -158,7 +166,7 @@ class Training:
                 bar.advance(1, f"epoch {progress.epoch + 1}/{self.epochs}")
                 stop.check()
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                    self._save(progress, average)
+                    self._save(progress, average, files)
                     saved = time.monotonic()
                 requested = time.monotonic()
         self._end_epoch(progress, average)
@@ -174,7 +182,7 @@ class Training:
             group["lr"] = self.lr(epoch + step / self.train.steps() if self.lr_per_step else epoch)
         # Dropout draws from torch's own generators.
         with seeded(*self.train.key, "network", epoch, step), autocast(device, training_dtype(self.precision, device)):
-            loss = self.loss(self.model(images), images, targets)
+            loss = self.loss(self._forward(images), images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -183,6 +191,10 @@ class Training:
         progress.loss += loss.detach()
         progress.batches += 1
         progress.next_step = step + 1
+
+    @cached_property
+    def _forward(self) -> Callable[[Tensor], Tensor]:
+        return compile_network(self.model) if self.compile else self.model
 
     def _end_epoch(self, progress: Progress, average: MovingAverage | None) -> None:
         """Validate where that is due, and add the epoch's row to the history."""
@@ -212,7 +224,8 @@ class Training:
     def _is_finite(self) -> bool:
         return bool(torch.stack([parameter.isfinite().all() for parameter in self.model.parameters()]).all())
 
-    def _save(self, progress: Progress, average: MovingAverage | None) -> None:
+    def _save(self, progress: Progress, average: MovingAverage | None, files: AsyncFiles) -> None:
+        """Copy the state to the host's memory; it is written while the training goes on."""
         outcome = progress.outcome
         state = {
             "model": self.model.state_dict(),
@@ -226,7 +239,7 @@ class Training:
             "seconds": time.monotonic() - progress.began,
             "data_wait_s": outcome.data_wait_s,
         }
-        write_checkpoint(self.checkpoint, state)
+        files.write(write_checkpoint, self.checkpoint, _host_copy(state))
 
     def _resume(self, average: MovingAverage | None) -> Progress:
         device = self.train.loader_config.device
@@ -245,6 +258,15 @@ class Training:
 
     def _bad_files(self) -> dict[str, BadFiles]:
         return {"train": self.train.bad, "val": self.val.bad}
+
+
+def _host_copy(state: Any) -> Any:
+    """A copy of nested dicts and lists whose tensors lie in the host's memory and no longer change."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _host_copy(value) for key, value in state.items()}
+    return [_host_copy(value) for value in state] if isinstance(state, list) else state
 
 
 def accuracies(networks: Sequence[nn.Module], val: ValidationSet, precision: Precision) -> list[float]:

@@ -13,9 +13,10 @@ from helpers.photographs import denormalised, jpeg, write_files
 from delt_hpc.bench import ranking
 from delt_hpc.data.bad_files import BadFiles
 from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.data.crops import Crops
 from delt_hpc.data.dali import pipeline
 from delt_hpc.data.index import Index
-from delt_hpc.data.loader import LoaderConfig, evaluation_batches
+from delt_hpc.data.loader import Backend, LoaderConfig, crop_batches, evaluation_batches
 from delt_hpc.models.registry import build
 from delt_hpc.ranking.score import scores
 
@@ -54,6 +55,18 @@ def test_the_hardware_decoder_gives_nearly_the_same_pixels(photographs: Index, m
             )
             found[load] = read(photographs)
     assert np.abs(found[0.0] - found[1.0]).mean() < 1
+
+
+@pytest.mark.gpu
+def test_crops_are_nearly_those_of_the_cpu(photographs: Index) -> None:
+    crops, found = Crops(3, 112, (0.08, 1.0), (7, "crop")), {}
+    backends: dict[Backend, str] = {"dali-gpu": "cuda", "torchvision": "cpu"}
+    for backend, device in backends.items():
+        config = LoaderConfig(backend, torch.device(device), 4)
+        batches = crop_batches(photographs, np.arange(24), SPEC, 8, crops, config, BadFiles())
+        found[backend] = denormalised(torch.cat([images.cpu().flatten(0, 1) for images, _ in batches]), SPEC)
+    assert found["dali-gpu"].shape == (72, 112, 112, 3)
+    assert np.abs(found["dali-gpu"] - found["torchvision"]).mean() < 1
 
 
 @pytest.mark.gpu

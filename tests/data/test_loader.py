@@ -234,16 +234,28 @@ def test_backends_deliver_the_same_images(index: Index, undisturbed: list[Batche
     for batches, reference in zip(read(training_set(index, backend=backend), 0, 4), undisturbed, strict=True):
         for (pixels, labels), (others, other_labels) in zip(batches, reference, strict=True):
             assert torch.equal(labels, other_labels)
+            assert pixels.is_contiguous(memory_format=torch.channels_last)
             assert (pixels - others).abs().max() <= step
 
 
-def test_auto_is_dali_except_for_training_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_a_cpu_is_dali_for_evaluation_images_that_are_jpegs(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = LoaderConfig("auto", CPU), LoaderConfig("auto", torch.device("cuda"))
     monkeypatch.setattr(loader, "has_dali", lambda: True)
     assert [cpu.backend(training=t) for t in (False, True)] == ["dali-cpu", "torchvision"]
-    assert [gpu.backend(training=t) for t in (False, True)] == ["dali-gpu", "dali-gpu"]
+    assert [replace(cpu, jpegs=False).backend(training=t) for t in (False, True)] == ["torchvision", "torchvision"]
+    for made in (gpu, replace(gpu, jpegs=False)):
+        assert [made.backend(training=t) for t in (False, True)] == ["dali-gpu", "dali-gpu"]
+    assert replace(cpu, loader="dali-cpu", jpegs=False).backend(training=False) == "dali-cpu"
     monkeypatch.setattr(loader, "has_dali", lambda: False)
     assert [gpu.backend(training=t) for t in (False, True)] == ["torchvision", "torchvision"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(["a.jpg", "b.JPEG", "c.png"], True), (["a.jpg", "b.png"], True), (["a.png", "jpg.webp", "c.jpg"], False)],
+)
+def test_the_files_names_tell_whether_they_are_jpegs(names: list[str], expected: bool) -> None:
+    assert loader.mostly_jpegs(Index(Path(), tuple(names), np.zeros(len(names), dtype=np.int64))) == expected
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,23 @@ def test_losses_follow_the_reference_engine_s(
         assert ((ours - theirs).abs() <= band * theirs).all()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_blocks_of_two_sizes_follow_the_reference_engine_s(compiled: bool) -> None:
+    """Each size has graphs of its own."""
+    torch.manual_seed(2)
+    teacher = randomised(build("resnet18-small-stem", CLASSES, SIZE))
+    recover = recover_of(
+        iterations=40, round_iterations=None, blocks=4, block_sizes=[6, 8, 6, 8], merge=0.5, batching="mixed",
+        compile=compiled,
+    )  # fmt: skip
+    batches = plan(CLASSES, IPC, recover)
+    expected = by_reference(batches, copy.deepcopy(teacher), recover, torch.float32)
+    found = by_packed(batches, teacher, recover, segments=3, device=CUDA)
+    for key, state in found.items():
+        ours, theirs = (torch.tensor(run.curve)[:, 5].view(4, 10).mean(1) for run in (state, expected[key]))
+        assert ((ours - theirs).abs() <= 1e-3 * theirs).all()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_deterministic_bytes_do_not_depend_on_tasks_or_restarts(precision: str, teacher: nn.Module) -> None:
     recover = recover_of(**LONG, deterministic=True, precision=precision)

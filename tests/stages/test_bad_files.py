@@ -82,8 +82,10 @@ def test_the_image_decoder_is_recorded(finished: Context) -> None:
 
 
 def test_the_precision_of_scores_is_as_configured(finished: Context, start: Start, tmp_path: Path) -> None:
-    exact = finished.run
-    half = start(copy_run(finished, tmp_path / "half", "squeeze"), ("rank",), {"rank": {"precision": "bfloat16"}}).run
-    one, other = (read_ranking(run.ranking).set_index("img_path")["score"].sort_index() for run in (exact, half))
+    runs = [
+        start(copy_run(finished, tmp_path / name, "squeeze"), ("rank",), {"rank": {"precision": name}}).run
+        for name in ("float32", "bfloat16")
+    ]
+    one, other = (read_ranking(run.ranking).set_index("img_path")["score"].sort_index() for run in runs)
     assert not one.equals(other)
     assert (one - other).abs().max() < 0.02

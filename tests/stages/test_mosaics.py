@@ -28,7 +28,10 @@ from delt_hpc.report.samples import read_pairs
 # 2 mosaics of 2 x 2 of a class, from 10 of its 12 images.
 RDED: dict[str, Any] = {
     "method": "rded",
-    "rank": {"candidates": "crops", "pool": 10, "crops": 3, "crop_scale": [0.25, 1.0], "tiles": 2, "batch_size": 7},
+    "rank": {
+        **{"candidates": "crops", "pool": 10, "crops": 3, "crop_scale": [0.25, 1.0], "tiles": 2, "batch_size": 7},
+        "precision": "float32",  # that of the plain code
+    },
     "select": {"ipc": 2, "strategy": "top"},
     "recover": {"iterations": 0, "round_iterations": None},
     "evaluate": {"seeds": [1], "arms": ["distilled-soft", "selected-hard"]},

@@ -44,8 +44,9 @@ def test_the_manifest_says_where_each_image_comes_from(finished: Context) -> Non
     assert all((finished.dataset.train.root / source).exists() for source in table["source"])
 
 
-def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context) -> None:
-    table = read_ranking(finished.run.ranking)
+def test_the_ranking_is_the_teacher_s_true_class_probability(finished: Context, start: Start, tmp_path: Path) -> None:
+    root = copy_run(finished, tmp_path / "run", "squeeze")
+    table = read_ranking(start(root, ("rank",), {"rank": {"precision": "float32"}}).run.ranking)
     assert table["class"].tolist() == [name for name in FOLDERS for _ in range(12)]
     assert all(group["score"].is_monotonic_decreasing for _, group in table.groupby("class_index"))
     network = teacher.load(finished.run, finished.dataset, torch.device("cpu"))

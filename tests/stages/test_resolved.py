@@ -48,7 +48,8 @@ def test_stamps_tell_what_auto_stood_for(finished: Context, stage: Stage, name: 
     resolved = read_json(finished.run.root / name / STAMP)["resolved"]
     assert resolved[f"{stage}.precision"] in ("float32", "bfloat16")
     assert resolved["machine.device"] == "cpu"
-    assert (resolved.get("machine.loader") in ("torchvision", "dali-cpu")) == (stage != "recover")
+    # PIL: the toy data set has no JPEG files.
+    assert resolved.get("machine.loader") == (None if stage == "recover" else "torchvision")
 
 
 def test_an_unfinished_teacher_is_not_continued_in_another_precision(
@@ -82,7 +83,7 @@ def test_other_classes_are_not_ranked_on_another_device(finished: Context, start
     root = copy_run(finished, tmp_path / "run", "squeeze")
     run = start(root, ("rank",), classes=ClassRange(0, 1)).run
     pretend_gpu(run.rank, rank_precision="float16")
-    with pytest.raises(UserError, match=r"rank\.precision: made with float16; on this machine it is float32"):
+    with pytest.raises(UserError, match=r"rank\.precision: made with float16; on this machine it is .*float"):
         start(root, ("rank",))
 
 

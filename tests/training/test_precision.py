@@ -18,7 +18,7 @@ def test_auto_follows_the_hardware(hardware: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: hardware)
     assert training_dtype("auto", CPU) == (torch.bfloat16 if hardware else torch.float32)
     assert training_dtype("auto", GPU) == torch.bfloat16
-    assert scoring_dtype("auto", CPU) == torch.float32
+    assert scoring_dtype("auto", CPU) == training_dtype("auto", CPU)
     assert scoring_dtype("auto", GPU) == torch.float16
 
 

@@ -9,6 +9,7 @@ from torch.utils.benchmark import timer  # waits for the device, then reads the 
 
 from delt_hpc.bench.stages.workload import ALLOWED, Block, Case, Settings, checked, random_images, teacher
 from delt_hpc.config.schema import Rank
+from delt_hpc.models.folding import fold_batch_norms
 from delt_hpc.ranking.score import scores
 from delt_hpc.training.precision import scoring_dtype
 
@@ -21,8 +22,8 @@ class ScoringStep:
         self._plain, self._precision = settings == "plain", config.precision
         self.batch_size = case.batch_size or config.batch_size
         self.dtype = torch.float32 if self._plain else scoring_dtype(config.precision, case.device)
-        network = teacher(case.network, case.spec).to(case.device)
-        self._network = network.to(memory_format=torch.contiguous_format if self._plain else torch.channels_last)
+        self._network = teacher(case.network, case.spec).to(case.device)
+        self._folded = fold_batch_norms(self._network).to(memory_format=torch.channels_last)
         self._images = random_images(self.batch_size, case.size, "scoring").to(case.device)
         self._labels = np.arange(self.batch_size) % case.classes
 
@@ -40,7 +41,7 @@ class ScoringStep:
     def _scores(self) -> np.ndarray:
         if self._plain:
             return plain_scores(self._network, self._images, self._labels)
-        return scores(self._network, self._images, self._labels, self._precision)
+        return scores(self._folded, self._images, self._labels, self._precision)
 
 
 def plain_scores(network: nn.Module, images: Tensor, labels: np.ndarray) -> np.ndarray:

@@ -82,10 +82,11 @@ def text(table: pd.DataFrame) -> str:
         if isinstance(row["failure"], str):
             lines.append(f"{name}: {row['failure']}")
             continue
-        before = "" if pd.isna(row["ratio_before"]) else f", {row['ratio_before']:.2f} x before"
+        before = "" if pd.isna(row["ratio_before"]) else f", {row['ratio_before']:.2f} x last row"
+        floor = "" if pd.isna(row["floor_share"]) else f", {row['floor_share']:.0%} of the floor's speed"
         lines.append(
             f"{name:38} {row['images_per_s']:9.1f} images/s, spread {row['spread']:.0%}, {row['ratio']:.2f} x"
-            f" {COMPARED[row['stage']][0]}{before}"
+            f" {COMPARED[row['stage']][0]}{before}{floor}"
         )
     return "\n".join(lines)
 

@@ -23,6 +23,7 @@ from delt_hpc.models.registry import build
 from delt_hpc.run.progress import Reporter
 from delt_hpc.stages import evaluate, squeeze
 from delt_hpc.training.average import MovingAverage
+from delt_hpc.training.compiled import compile_network
 from delt_hpc.training.loop import Training
 from delt_hpc.training.precision import training_dtype
 
@@ -42,6 +43,8 @@ class TrainingStep:
         self._plain, self._device = settings == "plain", case.device
         self.batch_size = case.batch_size or config.batch_size
         self._network = _initialised(case)
+        # As `compile: auto` decides for a long training.
+        self._compile = not self._plain and case.device.type == "cuda"
         self._batch = RandomBatch(case, self.batch_size)
         self.dtype = torch.float32 if self._plain else training_dtype(config.precision, case.device)
         if self._plain:
@@ -53,7 +56,7 @@ class TrainingStep:
             network = teacher(case.teacher, case.spec).to(case.device)
             layout = torch.contiguous_format if self._plain else torch.channels_last
             self._teacher = network.to(memory_format=layout)
-            self._loss = evaluate.soft_loss(self._teacher, config)
+            self._loss = evaluate.soft_loss(compile_network(self._teacher) if self._compile else self._teacher, config)
             self._mix = evaluate.mixing(config.mix, case.classes, "bench")
         self._optimizer = optimizer(self._network, config)
         self._average = MovingAverage(self._network, config.ema_decay) if isinstance(config, Evaluate) else None
@@ -105,6 +108,7 @@ class TrainingStep:
                 checkpoint=Path(folder) / "checkpoint.pt",
                 mix=self._mix,
                 ema_decay=self._config.ema_decay if isinstance(self._config, Evaluate) else None,
+                compile=self._compile,
             ).run(bar)
 
     def _exact_gradient(self) -> Tensor:

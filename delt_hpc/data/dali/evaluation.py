@@ -135,7 +135,7 @@ def placement(spec: DatasetSpec) -> Callable[[Request, ImageData], Arguments]:
 
 
 def evaluation_graph(spec: DatasetSpec) -> Callable[..., Any]:
-    """DALI graph from decoded images, the device and `placement`'s arguments to normalised float32 [3, S, S]."""
+    """DALI graph from decoded images, the device and `placement`'s arguments to normalised float32 [S, S, 3]."""
 
     def graph(image: Any, device: str, *arguments: Any) -> Any:
         if _to_edge(spec):
@@ -151,11 +151,11 @@ def _to_edge(spec: DatasetSpec) -> bool:
 
 
 def normalised(image: Any, spec: DatasetSpec) -> Any:
-    """uint8 [S, S, 3] to float32 [3, S, S]: (value / 255 - mean) / std."""
+    """uint8 [S, S, 3] to float32 [S, S, 3]: (value / 255 - mean) / std. DALI has no bfloat16."""
     return fn.crop_mirror_normalize(
         image,
         dtype=types.FLOAT,
-        output_layout="CHW",
+        output_layout="HWC",
         mean=[255 * value for value in spec.mean],
         std=[255 * value for value in spec.std],
     )

@@ -66,7 +66,7 @@ class PipelineSpec(NamedTuple):
         files: reads the images.
         describe: function that gives the graph's arguments for an image.
         graph: function of the decoded image and the arguments (DALI nodes) and the device ("cpu" or "gpu"); returns
-            float32 [3, S, S].
+            float32 [S, S, 3].
         batch_size: the largest number of images in a batch.
     """
 
@@ -201,7 +201,7 @@ def _run(
             return
         except RuntimeError as error:
             raise _LostPipelineError(str(error)) from error
-        yield from_dlpack(images.as_tensor()), from_dlpack(positions.as_tensor())
+        yield from_dlpack(images.as_tensor()).movedim(-1, -3), from_dlpack(positions.as_tensor())
 
 
 def _checked(delivered: Tensor, batch: list[Item]) -> list[Request]:

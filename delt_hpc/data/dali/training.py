@@ -99,7 +99,7 @@ def draw_arguments(drawn: Draw, size: int) -> Arguments:
 
 
 def training_graph(spec: DatasetSpec) -> Callable[..., Any]:
-    """DALI graph from decoded images, the device and `draw_arguments` to normalised images, float32 [3, S, S]."""
+    """DALI graph from decoded images, the device and `draw_arguments` to normalised images, float32 [S, S, 3]."""
 
     def graph(image: Any, device: str, corner: Any, shape: Any, *arguments: Any) -> Any:
         *edge, mirrored, kinds, values, matrices = arguments

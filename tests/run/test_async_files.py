@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from delt_hpc.recovery.async_files import MAX_PENDING_WRITES, AsyncFiles
+from delt_hpc.run.async_files import MAX_PENDING_WRITES, AsyncFiles
 from delt_hpc.run.stop import Interrupted
 
 

@@ -18,9 +18,13 @@ class AsyncFiles:
     Leaving the context waits for all writes. An error of a write is raised by a later `write` or at the end of the
     context. If the context ends by another error, the write's error is added to that one as a note; a request to stop
     (`Interrupted`) is replaced by it, because the state was not saved.
+
+    Args:
+        pending: how many writes may wait; each holds its data in memory.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pending: int = MAX_PENDING_WRITES) -> None:
+        self._pending = pending
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._writes: deque[Future[None]] = deque()
@@ -46,7 +50,7 @@ class AsyncFiles:
     def write(self, function: Callable[..., None], *args: Any) -> None:
         """Call the function in the writing thread. Blocks while too many writes are pending."""
         self._writes.append(self._writer.submit(function, *args))
-        self._wait(MAX_PENDING_WRITES)
+        self._wait(self._pending)
 
     def _wait(self, allowed: int) -> None:
         """Wait until at most `allowed` writes are pending, and raise the error of a failed one."""
