@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 
 from delt_hpc.config.load import load_config
-from delt_hpc.config.schema import Config, Evaluate
+from delt_hpc.config.schema import Config
 from delt_hpc.data.dataset import Dataset, open_dataset
 from delt_hpc.distilled import manifest
-from delt_hpc.errors import UserError, some
+from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.report import accuracy
 from delt_hpc.report.content import ArmResult
@@ -52,7 +52,6 @@ def open_finished(folder: Path) -> FinishedRun:
     if not run.config.is_file():
         raise UserError("is not a run folder", where=str(folder), expected="a folder with config.yaml, made by a run")
     config = load_config(str(folder))
-    _refuse_protocol(config.evaluate)
     for made, stage in ((run.teacher, "squeeze"), (run.distilled, "aggregate")):
         if not is_done(made):
             raise UserError("is missing or not finished", where=str(made), remedy=f"run the stage `{stage}` first")
@@ -75,17 +74,3 @@ def open_finished(folder: Path) -> FinishedRun:
         results=accuracy.by_arm(trainings),
         precision=stamp[RESOLVED]["evaluate.precision"],
     )
-
-
-def _refuse_protocol(given: Evaluate) -> None:
-    """The training script of an export follows DELT's protocol, without the options that only other papers need."""
-    usual = Evaluate()
-    names = ("soft_loss", "teacher_statistics", "shuffle_patches", "mirror")
-    found = [
-        f"evaluate.{name}: {getattr(given, name)}" for name in names if getattr(given, name) != getattr(usual, name)
-    ]
-    if found:
-        raise UserError(
-            f"the training script of an export cannot follow this protocol: {some(found)}",
-            expected="the defaults of these options",
-        )

@@ -181,15 +181,6 @@ def test_an_unfinished_run_is_refused(finished: Context, tmp_path: Path) -> None
         export(tmp_path / "nothing", tmp_path / "out", "imagefolder", QUIET)
 
 
-def test_a_protocol_that_the_training_script_does_not_know_is_refused(finished: Context, tmp_path: Path) -> None:
-    root = copy_run(finished, tmp_path / "run")
-    config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-    config["evaluate"] |= {"shuffle_patches": 2, "mirror": False}
-    (root / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
-    with pytest.raises(UserError, match=r"cannot follow this protocol: evaluate\.shuffle_patches: 2, ev"):
-        open_finished(root)
-
-
 def test_a_stop_leaves_nothing(finished: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "_requested", [15])
     with pytest.raises(stop.Interrupted):
