@@ -2,19 +2,30 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config
 from delt_hpc.config.schema import STAGES, Config, Stage
 from delt_hpc.context import Context, choose_device
 from delt_hpc.data import loader
+from delt_hpc.data.catalog import sources
+from delt_hpc.data.catalog.specs import SPECS, root_of
 from delt_hpc.data.dataset import prepare
 from delt_hpc.errors import UserError
 from delt_hpc.keyed_random import digest
-from delt_hpc.models import registry, weights
+from delt_hpc.models import registry, torchvision_files, weights
 from delt_hpc.recovery.blocks import check_blocks
 from delt_hpc.run import checksums, stop, tracker
-from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
+from delt_hpc.run.folder import (
+    RunFolder,
+    check_stamp,
+    remove_leftovers,
+    stage_folders,
+    stage_identity,
+    watch,
+    write_text,
+)
 from delt_hpc.run.lock import locked
 from delt_hpc.run.progress import Reporter
 from delt_hpc.stages.aggregate import aggregate
@@ -62,7 +73,41 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
         write_text(run.config, text)
     watch(run.root)
+    for folder in (run.root, run.index("train").parent):
+        remove_leftovers(folder)
     return Context(config, run, dataset, device, reporter)
+
+
+def fetch(config: Config, run: RunFolder, classes: int) -> None:
+    """Set up what the stages read, downloading what is not here: a registered data set, and torchvision's weights.
+
+    Jobs on nodes download nothing. A data set in a folder that this machine does not see is left alone.
+
+    Args:
+        classes: number of classes of the data set.
+
+    Raises:
+        UserError: something cannot be had, saying which file belongs where.
+    """
+    data, root = config.data, root_of(config.data)
+    if data.name in SPECS and (data.root is None or root.exists()):
+        sources.provide(data.name, root, data.train, data.val)
+    for member in _torchvision_weights(config, classes):
+        torchvision_files.fetch(member, run.weights)
+
+
+def not_fetched(config: Config, run: RunFolder, classes: int) -> list[Path]:
+    """The files of torchvision's weights that `fetch` would download; they may also be put there by hand."""
+    names = (torchvision_files.missing(member, run.weights) for member in _torchvision_weights(config, classes))
+    return [run.weights / name for name in names if name]
+
+
+def _torchvision_weights(config: Config, classes: int) -> list[Any]:
+    chosen = config.teacher
+    if chosen.source != "torchvision":
+        return []
+    assert chosen.weights
+    return [weights.check_torchvision(chosen.model, chosen.weights, classes)]
 
 
 def run_stages(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from delt_hpc.config.schema import Config
-from delt_hpc.data.dataset import root_of
+from delt_hpc.data.catalog.specs import root_of
 from delt_hpc.data.index import ClassMap
 from delt_hpc.distilled import manifest
 from delt_hpc.ranking import selection

@@ -12,8 +12,8 @@ import numpy as np
 from delt_hpc.config import methods
 from delt_hpc.config.schema import Config, Data
 from delt_hpc.data import measure
-from delt_hpc.data.catalog.specs import Colour, image_size, resolve
-from delt_hpc.data.dataset import Dataset, locate, root_of
+from delt_hpc.data.catalog.specs import Colour, image_size, resolve, root_of
+from delt_hpc.data.dataset import Dataset, locate
 from delt_hpc.data.index import Index, class_folders
 from delt_hpc.data.transforms import BadImageError, decode
 from delt_hpc.errors import UserError, some

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from delt_hpc.config.schema import Config, Data, is_free
 from delt_hpc.data import measure
 from delt_hpc.data.catalog import names, sources
-from delt_hpc.data.catalog.specs import DatasetSpec, resolve
+from delt_hpc.data.catalog.specs import DatasetSpec, resolve, root_of
 from delt_hpc.data.index import ClassMap, Index, class_folders, from_pairs, scan
 from delt_hpc.errors import UserError, some
 from delt_hpc.keyed_random import digest
@@ -33,10 +32,6 @@ class Dataset:
     classes: ClassMap
     train: Index
     val: Index
-
-
-def root_of(data: Data) -> Path:
-    return data.root or Path("data") / data.name
 
 
 def prepare(config: Config, run: RunFolder) -> Dataset:

@@ -44,9 +44,14 @@ def _training(source: FinishedRun) -> dict[str, Any]:
         "lr_schedule": given.lr_schedule,
         "weight_decay": given.weight_decay,
         "mix": given.mix,
+        "soft_loss": given.soft_loss,
+        "ce_weight": given.ce_weight,
+        "teacher_statistics": given.teacher_statistics,
         "temperature": given.temperature or (4.0 if given.mix == "mixup" else 20.0),
         "randaugment": given.randaugment,
         "crop_scale": given.crop_scale,
+        "shuffle_patches": given.shuffle_patches,
+        "mirror": source.dataset.spec.mirror and given.mirror,
         "precision": source.precision,
     }
 

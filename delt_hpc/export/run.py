@@ -52,7 +52,7 @@ def open_finished(folder: Path) -> FinishedRun:
     if not run.config.is_file():
         raise UserError("is not a run folder", where=str(folder), expected="a folder with config.yaml, made by a run")
     config = load_config(str(folder))
-    _refuse_protocol(config.evaluate)
+    _refuse_labels(config.evaluate)
     for made, stage in ((run.teacher, "squeeze"), (run.distilled, "aggregate")):
         if not is_done(made):
             raise UserError("is missing or not finished", where=str(made), remedy=f"run the stage `{stage}` first")
@@ -77,12 +77,13 @@ def open_finished(folder: Path) -> FinishedRun:
     )
 
 
-def _refuse_protocol(given: Evaluate) -> None:
-    """The training script of an export follows DELT's protocol, without the options that only other papers need."""
+def _refuse_labels(given: Evaluate) -> None:
+    """The training script of an export labels online, with new draws in every epoch."""
     usual = Evaluate()
-    names = ("soft_loss", "teacher_statistics", "labels", "epochs_kept", "shuffle_patches", "mirror")
     found = [
-        f"evaluate.{name}: {getattr(given, name)}" for name in names if getattr(given, name) != getattr(usual, name)
+        f"evaluate.{name}: {getattr(given, name)}"
+        for name in ("labels", "epochs_kept")
+        if getattr(given, name) != getattr(usual, name)
     ]
     if found:
         raise UserError(

@@ -1,13 +1,15 @@
 """The launcher's commands. `register(app)` adds them to a typer application.
 
 Exit codes: 0 done; 2 a user's error; `submit`: 6 refused, 130 and 143 stopped; `status`, and `submit --cluster local`,
-which waits for the tasks: 3 running or pending, 4 failed or lost, 5 not submitted, 7 Slurm does not answer.
+which waits for the tasks: 3 running or pending, 4 failed or lost, 5 stopped or not submitted, 7 Slurm does not
+answer.
 """
 
 import json
 import time
 from collections import Counter
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -16,20 +18,23 @@ from rich.console import Console
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.options import ClassesList, Json, Run, Set, Source, Stages, parse_stages
+from delt_hpc.errors import UserError
+from delt_hpc.launch import cancel as canceling
 from delt_hpc.launch import doctor as site
-from delt_hpc.launch import environment, estimate, figures, profile, queue, records, show
+from delt_hpc.launch import downloads, environment, estimate, figures, modelled, profile, queue, records, show
 from delt_hpc.launch import logs as logging
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch import status as states
 from delt_hpc.launch import submit as submission
+from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.launch.request import OpenedRun, Request, open_run, open_submitted, request_of
+from delt_hpc.launch.request import OpenedRun, Request, max_array_size, open_run, open_submitted, request_of, warnings
 from delt_hpc.run.folder import read_json
 from delt_hpc.run.stop import EXIT_CODE, Interrupted
 
 REFUSED = 6
 
-_CLUSTER = "A profile's name or its YAML file"
+_CLUSTER = "A profile (in ~/.config/delt-hpc/ or shipped) or its YAML file"
 Count = Annotated[
     int | None, typer.Option("--classes-count", min=1, help="Number of classes, if the data set is not here.")
 ]
@@ -38,8 +43,11 @@ Count = Annotated[
 def plan(
     config: Source,
     cluster: Annotated[
-        str, typer.Option("--cluster", metavar="PROFILE", envvar="DELT_CLUSTER", help=f"{_CLUSTER}.")
-    ] = "generic-gpu",
+        str | None,
+        typer.Option(
+            "--cluster", metavar="PROFILE", envvar="DELT_CLUSTER", help=f"{_CLUSTER}.", show_default="generic-gpu"
+        ),
+    ] = None,
     run_folder: Run = None,
     overrides: Set = None,
     stages: Stages = None,
@@ -55,13 +63,16 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the missing tasks and estimate their cost from measured speed."""
+    """Show the missing tasks and estimate their cost, from measured speed where there is one."""
+    cluster = profile.chosen(cluster, "generic-gpu")
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes)
-    jobs = submission.missing(request, submission.max_array_size(request.profile))
+    jobs = submission.missing(request, max_array_size(request.profile))
     if train_images is None and opened.run.dataset.exists():
         train_images = int(read_json(opened.run.dataset)["train_images"])
-    rates = figures.measured(opened.config, opened.run, request.profile, measured or ())
+    train_images = train_images or modelled.TRAIN_IMAGES.get(opened.config.data.name)
+    rates = modelled.rates(opened.config, request.profile)
+    rates |= figures.measured(opened.config, opened.run, request.profile, measured or ())
     rows = estimate.rows(
         opened.config, request.profile, jobs, opened.classes, rates, slots=gpus, train_images=train_images
     )
@@ -80,14 +91,15 @@ def plan(
 def submit(
     config: Source,
     cluster: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--cluster",
             metavar="PROFILE",
             envvar="DELT_CLUSTER",
             help=f"{_CLUSTER}; `local`: processes of this machine.",
+            show_default="~/.config/delt-hpc/default.yaml",
         ),
-    ],
+    ] = None,
     run_folder: Run = None,
     overrides: Set = None,
     stages: Stages = None,
@@ -100,16 +112,17 @@ def submit(
     ] = None,
 ) -> None:
     """Submit all missing tasks as Slurm jobs, or run them as processes of this machine. Exit code 6: refused."""
+    cluster = profile.chosen(cluster)
     opened = open_run(config, run_folder, overrides, classes_count)
     request = request_of(opened, cluster, stages, classes, processes)
     if dry_run:
-        jobs = submission.missing(request, submission.max_array_size(request.profile))
+        jobs = submission.missing(request, max_array_size(request.profile))
         if not jobs:
             typer.echo("nothing is missing")
             return
         typer.echo("\n".join(submission.dry_run(request, jobs)), nl=False)
         return
-    for line in submission.warnings():
+    for line in warnings():
         typer.echo(f"warning: {line}", err=True)
     try:
         with records.exclusive(LaunchFolder(opened.run)):
@@ -131,21 +144,23 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Repeat until no task runs or waits.")] = False,
     every: Annotated[float, typer.Option(min=0.5, help="With --watch: seconds between updates.")] = 10.0,
 ) -> None:
-    """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: not submitted, 7: no answer."""
+    """Show the state of every task. Exit code 0: done, 3: running, 4: failed, 5: stopped, 7: no answer."""
     opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
     while True:
         rows, problem = states.read(opened.config, opened.run, opened.classes, ask)
         code = states.exit_code(rows, problem)
-        running = Counter(row.task.stage for row in rows if row.state == "running")
+        running = Counter(row.task.stage for row in rows if row.state == "running" and not row.task.warm_up)
         rates = figures.of_run(opened.run) if running else {}
         left = estimate.seconds_left(opened.config, opened.run, opened.classes, running, rates)
+        speeds = estimate.speeds(opened.config, _site(opened), rates, running)
         if as_json:
-            typer.echo(json.dumps(show.status_json(rows, left, problem, code), indent=2))
+            typer.echo(json.dumps(show.status_json(rows, left, problem, code) | {"speeds": speeds}, indent=2))
         else:
             console = _console()
             if watch and console.is_terminal:
                 console.clear()
             console.print(show.status(rows, left, problem))
+            console.print("\n".join(speeds), end="\n" if speeds else "", highlight=False)
         if not watch or not (states.may_change(rows) or code == states.NO_ANSWER):
             raise typer.Exit(code)
         time.sleep(every)
@@ -157,6 +172,9 @@ def logs(
     run_folder: Run = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines until the tasks end.")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="Only tasks that failed or are lost.")] = False,
+    last: Annotated[
+        int | None, typer.Option("--lines", "-n", min=0, help="Only the last lines of each log.", show_default="all")
+    ] = None,
 ) -> None:
     """Show the logs of tasks."""
     opened, ask = open_submitted(config, run_folder), queue.PatientQueue()
@@ -171,7 +189,7 @@ def logs(
     def ended() -> bool:
         return not follow or not any(row.state in states.LIVE for row in rows())
 
-    for line in logging.follow(paths, ended):
+    for line in logging.follow(paths, ended, last):
         typer.echo(line)
 
 
@@ -194,13 +212,13 @@ def cancel(
         raise typer.Exit(states.NO_ANSWER)
     wanted = parse_stages(stages) if stages is not None else None
     ranges = ClassRange.parse_many(classes, opened.classes) if classes is not None else ()
-    chosen = submission.live_rows(rows, wanted, ranges)
+    chosen = canceling.live_rows(rows, wanted, ranges)
     if forget:
-        forgotten = submission.forget_rows(LaunchFolder(opened.run), chosen)
+        forgotten = canceling.forget_rows(LaunchFolder(opened.run), chosen)
         typer.echo("\n".join(f"{row.task.name}: {row.job} forgotten" for row in forgotten) or "nothing to forget")
         return
     try:
-        elsewhere = submission.cancel_rows(LaunchFolder(opened.run), chosen)
+        elsewhere = canceling.cancel_rows(LaunchFolder(opened.run), chosen)
     except queue.QueueError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(states.NO_ANSWER) from None
@@ -212,7 +230,19 @@ def cancel(
     raise typer.Exit(1 if elsewhere else 0)
 
 
+def fetch(config: Source, run_folder: Run = None, overrides: Set = None, classes_count: Count = None) -> None:
+    """Download what a run needs: data set and torchvision's weights. Jobs do not; `submit` does this by itself."""
+    opened = open_run(config, run_folder, overrides, classes_count)
+    downloads.fetch(opened)
+    for finding in downloads.examine(opened):
+        typer.echo(finding.text)
+
+
 def doctor(
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="[CONFIG]", help="Also check that what this run reads is here.", show_default=False),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option("--cluster", metavar="PROFILE", help=f"{_CLUSTER}; without it: check this machine."),
@@ -220,6 +250,8 @@ def doctor(
     folder: Annotated[Path, typer.Option("--folder", help="A folder that nodes share.")] = Path("runs"),
     job: Annotated[bool, typer.Option("--job/--no-job", help="Also run a small job on a node.")] = True,
     wait: Annotated[float, typer.Option(min=1, help="Seconds to wait for that job.")] = 300.0,
+    run_folder: Run = None,
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Check this environment, or a cluster and a profile. Exit code 1 if there is an error."""
@@ -227,6 +259,8 @@ def doctor(
         findings = environment.examine()
     else:
         findings = site.examine(profile.load(cluster), folder, job=job, wait=wait)
+    if config is not None:
+        findings = chain(downloads.examine(open_run(config, run_folder, overrides, None)), findings)
     if as_json:
         found = [asdict(finding) for finding in findings]
         typer.echo(json.dumps(found, indent=2))
@@ -236,7 +270,7 @@ def doctor(
 
 def register(app: typer.Typer) -> None:
     """Add the launcher's commands to the application."""
-    for function in (plan, submit, status, logs, cancel, doctor):
+    for function in (plan, submit, fetch, status, logs, cancel, doctor):
         app.command()(function)
 
 
@@ -253,6 +287,8 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     submission.check_conflicts(request, jobs, rows, problem)
     kept = submission.to_keep(request, rows) if not local else []
     jobs = submission.missing(request, size, kept)
+    if downloads.fetch(opened):
+        typer.echo("data set and weights are here")
     submission.prepare(request)
     if not local:
         submission.to_slurm(request, jobs, kept, typer.echo)
@@ -266,13 +302,22 @@ def _submit(request: Request, opened: OpenedRun) -> bool:
     return False
 
 
+def _site(opened: OpenedRun) -> Profile:
+    """The profile of the last submission; the default values where it is `local` or gone."""
+    submitted = records.submissions(LaunchFolder(opened.run))
+    try:
+        return profile.load(submitted[-1].cluster) if submitted else Profile()
+    except UserError:
+        return Profile()
+
+
 def _print_summary(request: Request) -> int:
     """Print how the requested tasks ended; returns the exit code."""
     rows, problem = states.read(request.config, request.run, request.classes)
     rows = [row for row in rows if request.includes(row.task)]
     typer.echo(show.summary(rows))
     for row in rows:
-        if row.state in ("failed", "lost"):
+        if row.state in ("failed", "lost", "stopped"):
             typer.echo(f"{row.task.name}: {row.state}: {row.message}; log: {row.log}", err=True)
     return states.exit_code(rows, problem)
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from delt_hpc.config.schema import STAGES, Stage
 from delt_hpc.launch import environment, queue
+from delt_hpc.launch.containers import interpreter
 from delt_hpc.launch.environment import Finding
 from delt_hpc.launch.profile import Profile
-from delt_hpc.launch.script import Script, interpreter, text
-from delt_hpc.launch.submit import warnings
+from delt_hpc.launch.request import warnings
+from delt_hpc.launch.script import Script, text
 from delt_hpc.run.folder import write_text
 from delt_hpc.version import VERSION
 

@@ -67,10 +67,10 @@ def probe_node() -> dict[str, Any]:
 
 
 def examine() -> Iterator[Finding]:
-    """Check this environment. If torch sees a GPU, the other libraries must see one too."""
+    """Check this environment. If the machine has an NVIDIA driver or torch sees a GPU, all libraries must see one."""
     yield Finding("OK", f"delt-hpc {VERSION}, Python {platform.python_version()}")
     found = probe()
-    yield from judge(found, gpus=bool(found["torch"].get("gpus")))
+    yield from judge(found, gpus=bool(found["torch"].get("gpus")) or DRIVER.exists())
 
 
 def judge(probed: dict[str, dict[str, Any]], *, gpus: bool) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ def judge(probed: dict[str, dict[str, Any]], *, gpus: bool) -> Iterator[Finding]
             remedy = _REMEDIES.get(name, "install delt-hpc with its dependencies there")
             yield Finding("error" if required else "warning", f"{name}: {found['error']}", remedy)
         elif gpus and found.get("gpus") == 0:
-            remedy = "driver too old? --nv or --gpus missing?"
+            remedy = "driver too old? --nv or --gpus missing? CUDA_VISIBLE_DEVICES empty?"
             yield Finding("error", f"{name} {found['version']} sees no GPU", remedy)
         else:
             sees = f" sees {found['gpus']} GPU(s)" if found.get("gpus") else ""

@@ -1,17 +1,18 @@
-"""What a plan costs: time by measured speed, disk by arithmetic. What nobody has measured is not estimated. Pure."""
+"""What a plan costs: time by measured or modelled speed, disk by arithmetic. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.launch import modelled
 from delt_hpc.launch import plan as planning
 from delt_hpc.launch.figures import Rate
 from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Job, Task
 from delt_hpc.launch.profile import Profile
-from delt_hpc.recovery.batches import Batch, plan
+from delt_hpc.recovery.batches import plan
 from delt_hpc.run.folder import RunFolder, read_json
 
 CHECKPOINT_TENSORS = 3  # images and Adam's two moments, float32
@@ -26,9 +27,11 @@ class Row:
         tasks: how many are missing.
         ranges: classes of a task, from the first to the last; empty where there is no range.
         gpus, cpus: of a task.
-        hours: of one device in all; None where no speed is measured or the work is not known.
+        hours: of one device in all; None where no speed is known or the work is not.
         wall_hours: with the slots asked for.
-        efficiency: of recover: share of the turns in which a task's pipeline of batches is full.
+        efficiency: of recover: share of a task's time that is work.
+        warm_up: a job of its own compiles first.
+        in_flight: recovery batches that a task works on at the same time, at most.
         pixels: of recover with blocks of smaller images: the average share of the pixels of a full image that an
             iteration works on; None without such blocks, or where the image size is not known.
     """
@@ -45,6 +48,8 @@ class Row:
     wall_hours: float | None
     rate: Rate | None
     efficiency: float | None = None
+    warm_up: bool = False
+    in_flight: int = 0
     pixels: float | None = None
 
 
@@ -76,17 +81,20 @@ def rows(
     works = Work(config, classes, train_images)
     for stage in dict.fromkeys(job.stage for job in jobs):
         arrays = [job for job in jobs if job.stage == stage]
-        tasks = [task for job in arrays for task in job.tasks]
+        tasks = [task for job in arrays for task in job.tasks if not task.warm_up]
         wanted, rate = profile.resources(stage), rates.get(stage)
         passes = [works.of(task) for task in tasks]
-        each = [p / rate.passes_per_s / 3600 for p in passes if p is not None] if rate else [0.0] * passes.count(0)
+        lost = planning.lost_seconds(config, profile, rate.passes_per_s) if rate and stage == "recover" else 0.0
+        each = [0.0] * passes.count(0)
+        if rate:
+            each = [(p / rate.passes_per_s + lost) / 3600 for p in passes if p is not None]
         known = len(each) == len(tasks)
         running = min(wanted.parallel, slots or wanted.parallel, len(tasks))
         found.append(
             Row(
                 stage,
                 len(tasks),
-                len(arrays),
+                sum(not job.tasks[0].warm_up for job in arrays),
                 tasks[0].unit if len(tasks) == 1 else f"{tasks[0].unit} ... {tasks[-1].unit}",
                 wanted.gpus,
                 wanted.cpus,
@@ -96,6 +104,8 @@ def rows(
                 makespan(each, running) if known else None,
                 rate,
                 planning.efficiency(config, profile, tasks[0]) if stage == "recover" else None,
+                any(task.warm_up for job in arrays for task in job.tasks),
+                planning.in_flight(config, profile, tasks[0]) if stage == "recover" else 0,
                 _pixels(config) if stage == "recover" else None,
             )
         )
@@ -112,8 +122,8 @@ def makespan(durations: Sequence[float], slots: int) -> float:
 
 
 def disk(config: Config, classes: int, planned: Sequence[Row], slots: int | None = None) -> Disk | None:
-    """Of the whole run; None where the image size is not known. Every running task of recover has one checkpoint."""
-    running = sum(min(row.tasks, row.parallel, slots or row.tasks) for row in planned if row.stage == "recover")
+    """Of the whole run; None where the image size is not known. Each batch on its way has a checkpoint."""
+    running = sum(min(row.tasks, row.parallel, slots or row.tasks) * row.in_flight for row in planned)
     size = _size(config)
     if size is None:
         return None
@@ -141,13 +151,13 @@ class Work:
         self.config, self.classes, self.train_images = config, classes, train_images
         self._passes: dict[int, int] = {}  # by the first class of a batch
         for batch in plan(classes, config.select.ipc, config.recover):
-            self._passes[batch.first] = self._passes.get(batch.first, 0) + self._passes_of(batch)
+            self._passes[batch.first] = self._passes.get(batch.first, 0) + planning.passes_of(batch, config.recover)
 
     def of(self, task: Task) -> int | None:
         config, images = self.config, self.classes * self.config.select.ipc
         if task.stage == "squeeze":
-            trained = config.teacher.source == "train"
-            return self.train_images * config.squeeze.epochs if trained and self.train_images else None
+            epochs = config.squeeze.epochs if config.teacher.source == "train" else 0  # else weights are read
+            return epochs and (self.train_images * epochs if self.train_images else None)
         if task.stage == "rank":
             classes = task.classes or ClassRange(0, self.classes - 1)
             if config.rank.candidates == "crops":
@@ -161,11 +171,6 @@ class Work:
             shown = self.train_images if task.trial and task.trial.images == "full" else images
             return shown * config.evaluate.epochs if shown else None
         return images
-
-    def _passes_of(self, batch: Batch) -> int:
-        """Every round works on all images that have entered."""
-        recover = self.config.recover
-        return sum(batch.active(now) for now in range(recover.rounds)) * recover.round_length
 
 
 def seconds_left(
@@ -189,3 +194,14 @@ def seconds_left(
         if known and len(known) == len(passes):
             found[stage] = makespan([p / rates[stage].passes_per_s for p in known], count)
     return found
+
+
+def speeds(config: Config, profile: Profile, rates: Mapping[Stage, Rate], running: Iterable[Stage]) -> list[str]:
+    """A line for each running stage: its measured speed, and its share of what the model says for the profile."""
+    expected, lines = modelled.rates(config, profile), []
+    for stage in running:
+        if stage in rates:
+            rate, model = rates[stage], expected.get(stage)
+            share = f", {rate.passes_per_s / model.passes_per_s:.0%} of the modelled speed" if model else ""
+            lines.append(f"{stage}: {rate.passes_per_s:,.0f} image-iterations/s a task on {rate.device}{share}")
+    return lines

@@ -39,11 +39,12 @@ def files(row: Row, folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*.{row.job}.out")) if row.job else []
 
 
-def follow(paths: Callable[[], Sequence[Path]], ended: Callable[[], bool]) -> Iterator[str]:
+def follow(paths: Callable[[], Sequence[Path]], ended: Callable[[], bool], tail: int | None = None) -> Iterator[str]:
     """New lines of the files as they are written, with a title line where the file changes, until `ended`.
 
     Args:
         paths: called repeatedly, because a requeued task writes to a new file.
+        tail: of what a file holds when it is first seen, only so many lines; all by default.
     """
     places: dict[Path, int] = {}
     last: Path | None = None
@@ -60,7 +61,9 @@ def follow(paths: Callable[[], Sequence[Path]], ended: Callable[[], bool]) -> It
             if path != last:
                 yield f"==> {path} <=="
                 last = path
-            yield from lines.decode("utf-8", "replace").splitlines()
+            shown = lines.decode("utf-8", "replace").splitlines()
+            first = places[path] == len(lines)
+            yield from shown[max(0, len(shown) - tail) :] if first and tail is not None else shown
         if over:
             return
         time.sleep(_POLL_SECONDS)

@@ -1,17 +1,18 @@
 """Which tasks of a run are finished, as the marker files of the stages say. Only reads."""
 
-import os
 from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.schema import Config, Stage
-from delt_hpc.data.catalog.specs import SPECS
+from delt_hpc.data.catalog.specs import SPECS, root_of
 from delt_hpc.data.index import ClassMap, class_folders
 from delt_hpc.errors import UserError
 from delt_hpc.launch import plan
-from delt_hpc.launch.plan import Task
+from delt_hpc.launch.plan import WARM_UP, Task
+from delt_hpc.launch.script import COMPILED
 from delt_hpc.recovery import batches
-from delt_hpc.run.folder import DONE, RunFolder, has_marker, is_done
+from delt_hpc.run import late
+from delt_hpc.run.folder import DONE, RunFolder, has_marker
 
 
 class Markers:
@@ -19,8 +20,8 @@ class Markers:
 
     def __init__(self, config: Config, run: RunFolder, classes: int) -> None:
         self.config, self.run, self.classes = config, run, classes
-        self._ranked = _names(run.rank)
-        self._recovered = {name for name in _names(run.recover) if _is_done(run.recover / name)}
+        self._ranked = late.names(run.rank)
+        self._recovered = {name for name in late.names(run.recover) if _is_done(run.recover / name)}
         self._batches: dict[int, list[batches.Batch]] = {}  # by first class
         for batch in batches.plan(classes, config.select.ipc, config.recover):
             self._batches.setdefault(batch.first, []).append(batch)
@@ -33,8 +34,9 @@ class Markers:
         return [task for task in plan.whole(self.config, stage, self.classes) if not self.done(task)]
 
     def done_tasks(self, stage: Stage) -> set[Task]:
-        """The smallest tasks of the stage that are done."""
-        return {task for task in plan.whole(self.config, stage, self.classes) if self.done(task)}
+        """The smallest tasks of the stage that are done, and the warm-up if it is."""
+        tasks = plan.whole(self.config, stage, self.classes)
+        return {task for task in (*tasks, WARM_UP) if task.stage == stage and self.done(task)}
 
     def done(self, task: Task) -> bool:
         """Are all results of the task there?"""
@@ -42,6 +44,8 @@ class Markers:
         if task.stage == "rank":
             done, total = self.classes_done(task)
             return _is_done(run.rank) or (task.classes is not None and done == total)
+        if task.warm_up:
+            return any((run.root / COMPILED).glob("*/files.tar"))
         if task.stage == "recover":
             return all(batch.id in self._recovered for batch in self._batches_of(task))
         if task.trial:
@@ -83,7 +87,7 @@ class Markers:
         run = self.run
         if not all(self.finished(stage) for stage in plan.upstream(self.config, "report")):
             return False
-        shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in _names(run.evaluate))]
+        shown = [run.distilled / DONE, *(run.evaluate / name / DONE for name in late.names(run.evaluate))]
         written = _time(run.report / DONE)
         return written > 0 and all(_time(path) <= written for path in shown)
 
@@ -108,7 +112,7 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
         return count
     if data.name in SPECS:
         return SPECS[data.name].classes
-    root = (data.root or Path("data") / data.name) / data.train
+    root = root_of(data) / data.train
     if root.is_dir():
         return len(class_folders(root))
     raise UserError(
@@ -119,20 +123,8 @@ def class_count(config: Config, run: RunFolder, given: int | None = None) -> int
 
 
 def _is_done(folder: Path) -> bool:
-    """Whether the folder has a marker that can be read. A damaged one counts as none: the stage does the work again.
-
-    This is not deceived by a network file system that remembers that the marker was not there: listing the folders
-    makes the file system ask its server again.
-    """
-    there = is_done(folder) or (folder.name in _names(folder.parent) and DONE in _names(folder))
-    return there and has_marker(folder)
-
-
-def _names(folder: Path) -> set[str]:
-    try:
-        return {entry.name for entry in os.scandir(folder)}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+    """Whether the folder has a marker that can be read. A damaged one counts as none: the stage does the work again."""
+    return late.seen(folder) and has_marker(folder)
 
 
 def _time(path: Path) -> float:

@@ -1,6 +1,7 @@
 """Cluster profiles: the resources that jobs request and how they start. Typed YAML; unknown keys are errors."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +54,7 @@ class Resources(Section):
 
 
 class Apptainer(Section):
+    program: Literal["apptainer", "singularity"] = field("apptainer", "the program that runs the image")
     image: Word = field(..., "the .sif file, on a file system that nodes share")
     binds: list[Word] = field([], "further folders to mount, in the syntax of Apptainer's --bind")
     options: list[Argument] = field(["--nv"], "further arguments of `apptainer exec`")
@@ -80,6 +82,9 @@ class Profile(Resources):
         120, "seconds before its time limit at which a task must save its state and is requeued"
     )
     timeouts: Annotated[int, Field(ge=0)] = field(20, "times that a task may reach its time limit before it fails")
+    retries: Annotated[int, Field(ge=0)] = field(
+        3, "times that a task is started again after its GPU was lost, and after it was killed, e.g. for its memory"
+    )
     dependency: Literal["afterok", "afterany"] = field(
         "afterok", "afterok: a failed task cancels the stages that need its result; afterany: they start and say so"
     )
@@ -106,14 +111,39 @@ class Profile(Resources):
         return bool(self.apptainer or self.pyxis)
 
 
+def own_folder() -> Path:
+    """The folder of the user's own profiles: ~/.config/delt-hpc, or below XDG_CONFIG_HOME."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "delt-hpc"
+
+
+def chosen(given: str | None, otherwise: str | None = None) -> str:
+    """The profile that a command uses: the given one, else the user's own `default`, else `otherwise`.
+
+    Raises:
+        UserError: there is none of these.
+    """
+    own = own_folder() / "default.yaml"
+    name = given or ("default" if own.exists() else otherwise)
+    if not name:
+        raise UserError(
+            "no cluster is named",
+            where="--cluster",
+            expected=f"a profile: {', '.join(names())}; local; or a YAML file",
+            remedy=f"give --cluster, set DELT_CLUSTER, or write {own}",
+        )
+    return name
+
+
 def load(source: str) -> Profile:
-    """Read the profile of that name (slurm/<name>.yaml) or that YAML file.
+    """Read the user's own profile of that name, the shipped one (slurm/<name>.yaml), or that YAML file.
 
     Raises:
         UserError: it does not exist or has errors; all wrong keys are named.
     """
-    path = Path(source)
-    if path.suffix not in (".yaml", ".yml"):
+    path, own = Path(source), own_folder() / f"{source}.yaml"
+    if own.is_file():
+        path = own
+    elif path.suffix not in (".yaml", ".yml"):
         path = SHIPPED / f"{source}.yaml"
         if source not in names():
             close = difflib.get_close_matches(source, names(), n=1)
@@ -147,6 +177,9 @@ def _contradictions(profile: Profile) -> Iterator[str]:
     """Values that are valid by themselves but not together."""
     if profile.apptainer and profile.pyxis:
         yield "apptainer, pyxis: only one of them may be given"
+    hidden = {"--cleanenv", "-e", "--contain-all", "--containall", "-C"}
+    if profile.apptainer and hidden & set(profile.apptainer.options):
+        yield "apptainer.options: --cleanenv and --containall hide the variables of the job from its task"
     least = -(-(profile.signal_seconds + START_SECONDS) // 60)
     for stage in STAGES:
         minutes = profile.resources(stage).minutes

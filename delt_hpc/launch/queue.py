@@ -32,7 +32,7 @@ TIMEOUT_SECONDS = 60  # of any call
 _IDS_PER_CALL = 200
 
 # sbatch failures after which nothing was submitted and another attempt may succeed.
-_TEMPORARY = ("temporarily unable to accept job", "Unable to contact slurm controller", "Connection refused")
+TEMPORARY = ("temporarily unable to accept job", "Unable to contact slurm controller", "Connection refused")
 _RETRY_AFTER_SECONDS = (2.0, 8.0, 30.0)
 # What a process inherits from the job it runs in. Given to sbatch, it would change the submitted job.
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMIX_")
@@ -109,7 +109,7 @@ def submit(script: str) -> str:
     """
     for seconds in (*_RETRY_AFTER_SECONDS, None):
         done = try_sbatch(script, "--parsable")
-        if done.returncode == 0 or seconds is None or not any(text in done.stderr for text in _TEMPORARY):
+        if done.returncode == 0 or seconds is None or not any(text in done.stderr for text in TEMPORARY):
             break
         time.sleep(seconds)
     return _checked(done).strip().partition(";")[0]

@@ -124,9 +124,16 @@ def intents(folder: LaunchFolder) -> list[tuple[Path, Submission]]:
 def _read_all(folder: LaunchFolder) -> Iterator[tuple[Path, Submission]]:
     for path in sorted(folder.jobs.glob("*.json")):
         content = read_json(path)
-        tasks = tuple(_task_from_json(task) for task in content["tasks"])
-        process = ProcessIdentity(**content["process"]) if content.get("process") else None
-        yield path, Submission(**{**content, "tasks": tasks, "process": process})
+        try:
+            tasks = tuple(_task_from_json(task) for task in content["tasks"])
+            process = ProcessIdentity(**content["process"]) if content.get("process") else None
+            yield path, Submission(**{**content, "tasks": tasks, "process": process})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"is not a record of this version: {error}",
+                where=str(path),
+                remedy="use the version that submitted, or delete the record once its job has ended",
+            ) from None
 
 
 def append_event(folder: LaunchFolder, task: Task, event: Event) -> None:
@@ -228,9 +235,15 @@ def exclusive(folder: LaunchFolder) -> Iterator[None]:
 
 def _task_to_json(task: Task) -> dict[str, Any]:
     classes = [task.classes.first, task.classes.last] if task.classes else None
-    return {"stage": task.stage, "classes": classes, "trial": vars(task.trial) if task.trial else None}
+    trial = vars(task.trial) if task.trial else None
+    return {"stage": task.stage, "classes": classes, "trial": trial, "warm_up": task.warm_up}
 
 
 def _task_from_json(content: dict[str, Any]) -> Task:
     trial, classes = content["trial"], content["classes"]
-    return Task(content["stage"], ClassRange(*classes) if classes else None, Trial(**trial) if trial else None)
+    return Task(
+        content["stage"],
+        ClassRange(*classes) if classes else None,
+        Trial(**trial) if trial else None,
+        content.get("warm_up", False),
+    )

@@ -1,7 +1,8 @@
 """What a command of the launcher works on: a run, and which of its stages and classes on which cluster."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,13 @@ from delt_hpc.config.load import load_config
 from delt_hpc.config.options import parse_stages, run_folder_of
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.launch import profile as profiles
-from delt_hpc.launch import records
+from delt_hpc.launch import queue, records
+from delt_hpc.launch.containers import interpreter
 from delt_hpc.launch.environment import visible_gpus
 from delt_hpc.launch.markers import class_count
-from delt_hpc.launch.plan import Task
+from delt_hpc.launch.plan import DEFAULT_MAX_ARRAY_SIZE, Task
 from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.records import LaunchFolder
-from delt_hpc.launch.script import interpreter
 from delt_hpc.run.folder import RunFolder
 
 
@@ -117,3 +118,19 @@ def request_of(
         parse_stages(stages) if stages is not None else None,
         ClassRange.parse_many(classes, opened.classes) if classes is not None else (),
     )
+
+
+def warnings(environment: Iterable[str] = os.environ) -> list[str]:
+    """Environment variables that silently override the scripts."""
+    found = sorted(name for name in environment if name.startswith("SBATCH_"))
+    return [f"{', '.join(found)}: set in this shell; overrides the scripts; unset it"] if found else []
+
+
+def max_array_size(profile: Profile) -> int:
+    """The largest number of tasks in a job array: of the profile, the cluster, or Slurm's default without a cluster."""
+    if profile.max_array_size:
+        return profile.max_array_size
+    try:
+        return queue.max_array_size()
+    except queue.QueueError:
+        return DEFAULT_MAX_ARRAY_SIZE

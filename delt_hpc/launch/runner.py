@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -11,8 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
+from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
 from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
@@ -21,13 +23,12 @@ from delt_hpc.launch.markers import Markers
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.script import EARLY_SIGNALS
-from delt_hpc.run import stop
+from delt_hpc.run import late, stop
 from delt_hpc.run.folder import RunFolder
 
 USER_ERROR, MISSING_INPUTS, MISSING_GPU = 2, 3, 4
-LATE_SECONDS = 60.0  # in which a finished input must be seen
 _POLL_SECONDS = 2.0
-RETRIES = 3  # times that a job is moved to another node because its node has lost the GPU
+_REQUEUE_SECONDS = 5.0  # between two attempts to requeue while the controller is away
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -41,6 +42,8 @@ class TaskRunner:
         classes: number of classes of the data set.
         gpu: the job requests a GPU, so torch must see one. A text is the GPU's name in CUDA_VISIBLE_DEVICES.
         stop_seconds: time in which a stage must have saved its state after a signal; then the job is requeued anyway.
+        retries: times that the job is moved to another node because its node has lost the GPU.
+        shapes: of the warm-up: a class range of each length that tasks have.
     """
 
     root: str
@@ -48,6 +51,8 @@ class TaskRunner:
     classes: int
     gpu: bool | str | None
     stop_seconds: int
+    retries: int = 0
+    shapes: tuple[ClassRange, ...] = ()
 
     def __call__(self) -> None:
         """Do the task in a job of its own.
@@ -69,7 +74,8 @@ class TaskRunner:
             started = records.new_event("started", job, restart)
             records.append_event(folder, self.task, started)
             print(f"{self.task.name}: job {job}, restart {restart}, on {started.host}", flush=True)
-            self._execute_recorded(folder, job, restart, requeue, slurm=environment.name() == "slurm")
+            patient = _patient(requeue, job)
+            self._execute_recorded(folder, job, restart, patient, slurm=environment.name() == "slurm")
 
     def checkpoint(self) -> Any:
         """What submitit runs after a requeue: this runner again."""
@@ -88,7 +94,7 @@ class TaskRunner:
         if isinstance(self.gpu, str):
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         config = load_config(self.root)
-        missing = self._missing_inputs(config)
+        missing = [] if self.task.warm_up else self._missing_inputs(config)
         if missing:
             raise MissingInputsError(
                 "inputs are not finished: " + "; ".join(missing),
@@ -101,6 +107,9 @@ class TaskRunner:
                 f"the job requests a GPU, but torch sees none on {records.this_host()}",
                 remedy="exclude the node (--exclude in the profile), or set machine.device: cpu to work without a GPU",
             )
+        if self.task.warm_up:
+            self._warm_up(config)
+            return
         from delt_hpc import pipeline  # noqa: PLC0415
         from delt_hpc.run.progress import Reporter  # noqa: PLC0415
 
@@ -112,9 +121,17 @@ class TaskRunner:
         stages: tuple[Stage, ...] = ("rank", "select") if self.task.stage == "select" else (self.task.stage,)
         pipeline.run_stages(context, stages, self.task.classes, self.task.trial)
 
+    def _warm_up(self, config: Config) -> None:
+        from delt_hpc.recovery.warmup import warmup  # noqa: PLC0415
+
+        for classes in self.shapes:
+            done = warmup(config, RunFolder(Path(self.root)), classes)
+            print(f"compiled for {len(classes)} classes in {done.seconds:.0f} s: {done.folder}", flush=True)
+            stop.check()
+
     def _missing_inputs(self, config: Config) -> list[str]:
         """The inputs that are missing. A node may see results of another one late, so it looks again for a while."""
-        end = time.monotonic() + LATE_SECONDS
+        end = time.monotonic() + late.SECONDS
         while True:
             missing = Markers(config, RunFolder(Path(self.root)), self.classes).missing_inputs(self.task.stage)
             if not missing or time.monotonic() > end:
@@ -127,6 +144,13 @@ class TaskRunner:
 
         def record(kind: str, message: str = "") -> None:
             records.append_event(folder, self.task, records.new_event(kind, job, restart, message))
+
+        def leave_node(reason: str) -> NoReturn:
+            record("lost_gpu", reason)
+            lost = sum(e.event == "lost_gpu" and e.job == job for e in records.events(folder, self.task))
+            if slurm and lost <= self.retries:
+                _requeue_elsewhere(folder, job, requeue)
+            sys.exit(MISSING_GPU)
 
         try:
             with (
@@ -146,19 +170,16 @@ class TaskRunner:
                     record("failed", str(error))
                     raise
             sys.exit(stop.EXIT_CODE)
-        except MissingGpuError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            record("lost_gpu", error.what)
-            moved = sum(e.event == "lost_gpu" and e.job == job for e in records.events(folder, self.task))
-            if slurm and moved <= RETRIES:
-                _requeue_elsewhere(folder, job, requeue)
-            sys.exit(MISSING_GPU)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
+            if isinstance(error, MissingGpuError):
+                leave_node(error.what)
             record("failed", str(error).splitlines()[0])
             sys.exit(MISSING_INPUTS if isinstance(error, MissingInputsError) else USER_ERROR)
         except Exception as error:
             traceback.print_exc()
+            if self.gpu and is_gpu_failure(error):
+                leave_node(f"the GPU failed: {error}"[:500])
             record("failed", f"{type(error).__name__}: {error}"[:500])
             raise
         record("done")
@@ -170,6 +191,45 @@ class MissingInputsError(UserError):
 
 class MissingGpuError(UserError):
     """The node has no usable GPU, although the job requests one."""
+
+
+def _patient(requeue: Handler, job: str) -> Handler:
+    """submitit's `requeue`, which fails while the controller is away, and then tries until the controller answers."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        try:
+            requeue(number, frame)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            print("requeueing failed; trying again", flush=True)
+            _requeue(job)
+            sys.exit(stop.EXIT_CODE)
+
+    return handler
+
+
+def _requeue(job: str) -> None:
+    """Requeue the job as soon as the controller answers.
+
+    Raises:
+        QueueError: Slurm refuses it.
+    """
+    while True:
+        try:
+            queue.call("scontrol", "requeue", job)
+            return
+        except queue.QueueRefusedError as error:
+            if not any(text in str(error) for text in queue.TEMPORARY):
+                raise
+        except queue.QueueError:
+            pass
+        time.sleep(_REQUEUE_SECONDS)
+
+
+def is_gpu_failure(error: BaseException) -> bool:
+    """Whether CUDA itself failed, e.g. because the GPU is lost or broken. To run out of its memory is another error."""
+    text = str(error)
+    failed = text.startswith(("CUDA error", "NVML error")) and "out of memory" not in text
+    return failed or bool(error.__cause__ and is_gpu_failure(error.__cause__))
 
 
 def _requeue_elsewhere(folder: LaunchFolder, job: str, requeue: Handler) -> None:

@@ -8,16 +8,17 @@ import sys
 from dataclasses import dataclass
 
 from delt_hpc.config.schema import Stage
+from delt_hpc.launch import containers
 from delt_hpc.launch import profile as profiles
-from delt_hpc.launch.profile import Apptainer, Profile, Pyxis, Resources
+from delt_hpc.launch.containers import ARRAY_ID
+from delt_hpc.launch.profile import Profile, Resources
+from delt_hpc.run import late, network
 from delt_hpc.run.stop import EXIT_CODE
 
-# Suffix of the file by which a task in a container requests its requeueing; the script, on the host, does it.
-REQUEST = "requeue"
 # Variable with the path of a file that names the signals that came before Python could handle them.
 EARLY_SIGNALS = "DELT_EARLY_SIGNALS"
-# Folder in the run folder with compiled kernels, from which tasks start.
-COMPILED = "compile-cache"
+# Folder in the run folder with compiled kernels, from which tasks start, and the variable that names another one.
+COMPILED, CACHE_VARIABLE = "compile-cache", "DELT_COMPILE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Script:
         folders: folders that the task reads and writes, to be mounted in a container.
         before: first shell lines.
         notes_signals: until Python handles signals, they are noted in the file EARLY_SIGNALS; they do not end the task.
+        fallback: shell text: an existing folder for caches where the local disk is full.
         compiled: shell text: the folder of kernels compiled earlier, which need not exist.
         after_command: shell lines after the command; its exit code is in `rc`.
     """
@@ -58,6 +60,7 @@ class Script:
     folders: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     notes_signals: bool = False
+    fallback: str = "."
     compiled: str = ""
     after_command: tuple[str, ...] = ()
 
@@ -73,20 +76,10 @@ def text(script: Script, profile: Profile) -> str:
         list(profile.setup),
         _caches(script, profile),
         [f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()],
-        _apptainer_variables(profile),
+        containers.apptainer_variables(profile),
         [*_run_command(script, profile, resources), *script.after_command, "exit $rc"],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
-
-
-def interpreter(profile: Profile, folders: tuple[str, ...], workdir: str, default: str) -> str:
-    """Shell text that starts Python; `default` is used if neither the profile nor an image determines it."""
-    python = profile.python or ("python" if profile.in_container else shlex.quote(default))
-    if profile.apptainer:
-        # The process in the image writes its id to a file: the script sends signals to it alone.
-        write_pid = """sh -c 'trap "" USR2 TERM; echo $$ >"$0"; exec "$@"' "$scratch/pid\""""
-        return f"{shlex.join(_apptainer(profile.apptainer, folders, workdir))} {write_pid} {python}"
-    return python
 
 
 def place_task(folder: str, token: str) -> tuple[str, ...]:
@@ -97,26 +90,34 @@ def place_task(folder: str, token: str) -> tuple[str, ...]:
     """
     return (
         "# submitit expects the task under the job's id.",
-        _ARRAY_ID,
+        ARRAY_ID,
         f"task={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}_submitted.pkl",
         f"source={shlex.quote(folder)}/{token}-${{SLURM_ARRAY_TASK_ID:-0}}.pkl",
         '[ -e "$task" ] || { cp "$source" "$task.new" && mv "$task.new" "$task"; } || exit 1',
     )
 
 
-def requeue_on_request(folder: str) -> tuple[str, ...]:
-    """Shell lines that requeue the job if its task has left a request in `folder`."""
+def requeue_if_killed(folder: str, retries: int) -> tuple[str, ...]:
+    """Shell lines that requeue a job whose task was killed, as the kernel kills it when memory runs out.
+
+    The exit code of srun is then 137 (SIGKILL), or 253 where Slurm saw that memory ran out. A task is also killed at
+    the end of a cancelled, preempted or timed-out job, which is no longer in the state RUNNING.
+
+    Args:
+        folder: the file in it that counts how often the job's task was killed.
+        retries: how often it is requeued.
+    """
     return (
-        _ARRAY_ID,
-        f"request={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}.{REQUEST}",
-        'if [ -e "$request" ]; then rm -f "$request"; scontrol requeue "${id:-$SLURM_JOB_ID}"; fi',
-    )
-
-
-def request_program(folder: str) -> str:
-    """A program that takes the place of scontrol in a container: it leaves the request."""
-    return "#!/bin/sh\n# scontrol requeue ID, in a container: asks the script outside to do it.\n" + (
-        f'[ "$1" != requeue ] || : >{shlex.quote(folder)}/"$2".{REQUEST}\n'
+        f"# Killed, e.g. because memory ran out: started again, at most {retries} times.",
+        ARRAY_ID,
+        f"killed={shlex.quote(folder)}/${{id:-$SLURM_JOB_ID}}.killed",
+        "if [[ $rc == 137 || $rc == 253 ]]; then",
+        '    until state=$(squeue -h -j "${id:-$SLURM_JOB_ID}" -o %T); do sleep 5; done  # the controller may be away',
+        '    [ "$state" != RUNNING ] || hostname >>"$killed"',
+        f'    if [ "$state" = RUNNING ] && [ "$(wc -l <"$killed")" -le {retries} ]; then',
+        '        scontrol requeue "${id:-$SLURM_JOB_ID}"',
+        "    fi",
+        "fi",
     )
 
 
@@ -131,18 +132,17 @@ def stage_script() -> str:
             signal="TERM",
             output="%x-%j.out",
             before=_STAGE_ARGUMENTS,
+            fallback='"$run"',
             compiled=f'"$run/{COMPILED}"',
             after_command=(
                 "# This exit code means: stopped with the state saved. Requeued, the job resumes.",
-                _ARRAY_ID,
+                ARRAY_ID,
                 f'if [ $rc -eq {EXIT_CODE} ]; then scontrol requeue "${{id:-$SLURM_JOB_ID}}"; fi',
             ),
         ),
         profiles.load("generic-gpu"),
     )
 
-
-_ARRAY_ID = "id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
 
 _STAGE_TITLE = (
     "One stage of a run, without the launcher:",
@@ -156,7 +156,7 @@ _STAGE_TITLE = (
     "recover EACH is a multiple of recover.batch_size // select.ipc. evaluate: one trial for each task, e.g.",
     "resnet18-{3407,4663,2897}-{distilled,random}-soft. Options of sbatch override the lines below, e.g. --time=1440",
     "for squeeze, --gpus-per-node=0 for select and aggregate. --dependency=afterok:JOB runs one stage after another.",
-    "Before the time limit a task saves its state, is requeued and resumes.",
+    "Before the time limit a task saves its state, is requeued and resumes. `delt-hpc fetch` downloads, jobs do not.",
 )
 _STAGE_ARGUMENTS = (
     "stage=$1 config=$2 run=$3 part=() task=${SLURM_ARRAY_TASK_ID:-0}",
@@ -187,6 +187,12 @@ _NOTE_SIGNALS = (
 
 def _option(name: str, value: object) -> str:
     return f"--{name}={shlex.quote(str(value))}"
+
+
+def _quoted(argument: str) -> str:
+    """The argument, with its value quoted if it contains blanks: --comment='two words'."""
+    name, equals, value = argument.partition("=")
+    return f"{name}={shlex.quote(value)}" if equals and " " in value else argument
 
 
 def _job_options(script: Script, profile: Profile, resources: Resources) -> list[str]:
@@ -230,61 +236,40 @@ def _further_options(script: Script, resources: Resources) -> list[str]:
     """The profile's own arguments; the nodes to exclude are added to those of the profile."""
     prefix = "--exclude="
     excluded = [*(a.removeprefix(prefix) for a in resources.sbatch if a.startswith(prefix)), *script.exclude]
-    others = [argument for argument in resources.sbatch if not argument.startswith(prefix)]
+    others = [_quoted(argument) for argument in resources.sbatch if not argument.startswith(prefix)]
     return [f"{prefix}{','.join(excluded)}", *others] if excluded else others
 
 
 def _caches(script: Script, profile: Profile) -> list[str]:
     """Each task has caches of its own on a local disk: compilers fail on caches shared over a network."""
     lines = [
-        "# Caches of compiled kernels: on a local disk of the node, deleted with the task.",
-        f'scratch=$(mktemp -d "{profile.scratch}/delt-hpc-$SLURM_JOB_ID.XXXXXX") || exit 1',
+        "# Caches of compiled kernels: on a local disk of the node or, if that is full, in the run folder. Not kept.",
+        "make_scratch() {",
+        '    scratch=$(mktemp -d "$1/delt-hpc-$SLURM_JOB_ID.XXXXXX") || return',
+        '    head -c 1M /dev/zero >"$scratch/probe" && rm "$scratch/probe" || { rm -rf "$scratch"; return 1; }',
+        "}",
+        f'make_scratch "{profile.scratch}" ||',
+        f"    {{ mkdir -p {script.fallback} && make_scratch {script.fallback}; }} || exit 1",
         """trap 'rm -rf "$scratch"' EXIT""",
         'export TRITON_CACHE_DIR="$scratch/triton" TORCHINDUCTOR_CACHE_DIR="$scratch/inductor"',
     ]
     if script.notes_signals:
         lines.append(f'export {EARLY_SIGNALS}="$scratch/signals"')
     if script.compiled:
-        lines.append(f"export DELT_COMPILE_CACHE={script.compiled}")
+        lines.append(f"export {CACHE_VARIABLE}={script.compiled}")
+    lines.append(f"export {late.VARIABLE}={late.SECONDS}  # results of other nodes may appear late")
+    lines.append(f"export {network.VARIABLE}=0  # nodes may have no network: `submit` or `delt-hpc fetch` downloads")
     if profile.apptainer:
-        lines.append('export APPTAINER_BIND="$scratch${APPTAINER_BIND:+,$APPTAINER_BIND}"')
+        lines.append(containers.bind_scratch(profile.apptainer))
     return lines
-
-
-def _passed_variables(profile: Profile) -> tuple[str, ...]:
-    """Variables that must override those of the same name in an image."""
-    return ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", *profile.environment)
-
-
-def _apptainer_variables(profile: Profile) -> list[str]:
-    """An image's own variables override the host's, except those with this prefix."""
-    if not profile.apptainer:
-        return []
-    return [f'export APPTAINERENV_{name}="${name}"' for name in _passed_variables(profile)]
-
-
-def _apptainer(container: Apptainer, folders: tuple[str, ...], workdir: str) -> list[str]:
-    """`apptainer exec ... IMAGE`, with `folders` mounted under the same paths."""
-    binds = [part for bind in (*dict.fromkeys(folders), *container.binds) for part in ("--bind", bind)]
-    return ["apptainer", "exec", *container.options, *binds, "--pwd", workdir, container.image]
-
-
-def _pyxis(container: Pyxis, folders: tuple[str, ...], workdir: str, variables: tuple[str, ...]) -> list[str]:
-    """srun's arguments for the image, as shell text; `folders` and $scratch are mounted under the same paths."""
-    mounts = [*(f"{folder}:{folder}" for folder in dict.fromkeys(folders)), *container.mounts]
-    return [
-        shlex.quote(f"--container-image={container.image}"),
-        shlex.quote(f"--container-mounts={','.join(mounts)}") + ',"$scratch:$scratch"',
-        shlex.quote(f"--container-workdir={workdir}"),
-        f"--container-env={','.join(variables)}",
-    ]
 
 
 def _run_command(script: Script, profile: Profile, resources: Resources) -> list[str]:
     """Run the command and keep its exit code in `rc`. srun does not inherit --cpus-per-task by itself."""
     container: list[str] = []
     if profile.pyxis:
-        container = _pyxis(profile.pyxis, script.folders, script.workdir, _passed_variables(profile))
+        variables = containers.passed_variables(profile)
+        container = containers.pyxis_arguments(profile.pyxis, script.folders, script.workdir, variables)
     arguments = [*container, *map(shlex.quote, resources.srun)]
     srun = ["srun", "--unbuffered", '--cpus-per-task="$SLURM_CPUS_PER_TASK"', *arguments]
     if not profile.apptainer and script.notes_signals:

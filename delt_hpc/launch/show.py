@@ -18,6 +18,7 @@ _COLOURS: dict[State, str] = {
     "done": "green",
     "running": "cyan",
     "pending": "yellow",
+    "stopped": "yellow",
     "failed": "red",
     "lost": "red",
     "unknown": "magenta",
@@ -46,7 +47,8 @@ def plan(console: Console, rows: Sequence[PlanRow], disk: Disk | None, slots: in
     console.print(table)
     for row in rows:
         if row.efficiency is not None:
-            console.print(f"  {row.stage}: the pipeline of a task is full in {row.efficiency:.0%} of its turns")
+            compiled = "; a job of its own compiles first" if row.warm_up else ""
+            console.print(f"  {row.stage}: {row.efficiency:.0%} of a task's time is work{compiled}")
     known = [row for row in rows if row.hours is not None and row.wall_hours is not None]
     if known:
         gpu = sum(row.hours or 0 for row in known if row.gpus)
@@ -54,7 +56,8 @@ def plan(console: Console, rows: Sequence[PlanRow], disk: Disk | None, slots: in
         at = f"{slots} tasks at a time" if slots else "as many tasks at a time as the profile allows"
         left_out = [row.stage for row in rows if row.hours is None]
         without = f"; without {', '.join(left_out)}" if left_out else ""
-        console.print(f"GPU hours {gpu:.2f}; wall time {wall:.2f} h, {at}{without}; waiting and start-up not counted")
+        guess = " by a model, not by measurement" if any(row.rate and not row.rate.records for row in known) else ""
+        console.print(f"GPU hours {gpu:.2f}{guess}; wall time {wall:.2f} h, {at}{without}; waiting not counted")
     for row in rows:
         if row.pixels is not None:
             console.print(
@@ -64,13 +67,14 @@ def plan(console: Console, rows: Sequence[PlanRow], disk: Disk | None, slots: in
     for row in known:
         if not row.rate:  # there is nothing to do
             continue
+        count = f", {row.rate.records} measured" if row.rate.records else ""
         console.print(
             f"  {row.stage}: {row.rate.passes_per_s:,.1f} image-iterations/s on {row.rate.device}"
-            f" ({row.rate.source}, {row.rate.records} measured)"
+            f" ({row.rate.source}{count})"
         )
     unknown = [row.stage for row in rows if row.hours is None]
     if unknown:
-        console.print(f"no figure for {', '.join(unknown)}: give --figures RUN_OR_FILE (measured), --train-images N")
+        console.print(f"no figure for {', '.join(unknown)}: give --figures RUN_OR_FILE, --train-images N")
     if disk:
         console.print(f"disk at most {size(disk.images)} of images, {size(disk.checkpoints)} of checkpoints meanwhile")
 
@@ -115,12 +119,17 @@ def status(rows: Sequence[Row], eta: dict[Stage, float], problem: str) -> Table:
                 "" if row.seconds is None else duration(row.seconds),
                 f"{row.done}/{row.total}",
                 left,
-                row.message.replace("[", "\\["),
+                "; ".join(part for part in (row.message, _restarts(row)) if part).replace("[", "\\["),
             )
     if problem:
         table.title = f"[magenta]Slurm does not answer: {problem}[/]"
         table.title_justify = "left"
     return table
+
+
+def _restarts(row: Row) -> str:
+    """Why the task was started again the last time."""
+    return f"before: {row.restarted[-1]}" if row.restarted else ""
 
 
 def findings(console: Console, found: Iterable[Finding]) -> bool:
@@ -163,6 +172,7 @@ def status_json(rows: Sequence[Row], eta: dict[Stage, float], problem: str, code
                 "total": row.total,
                 "log": str(row.log) if row.log else None,
                 "stuck": row.stuck,
+                "restarted": list(row.restarted),
             }
             for row in rows
         ],

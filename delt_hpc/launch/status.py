@@ -1,8 +1,10 @@
 """The state of every task: from the run's markers first, then the queue, accounting, and the events of the tasks."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +20,16 @@ from delt_hpc.recovery.batches import block_size
 from delt_hpc.run.folder import RunFolder
 
 Ask = Callable[[Sequence[str]], dict[str, Entry]]
-State = Literal["done", "running", "pending", "failed", "lost", "unknown", "missing"]
+State = Literal["done", "running", "pending", "stopped", "failed", "lost", "unknown", "missing"]
 LIVE: tuple[State, ...] = ("running", "pending", "unknown")
 
 # Exit codes of `status`, and of `submit --cluster local`, which waits for its tasks.
 ALL_DONE, UNFINISHED, FAILED, NOT_SUBMITTED, NO_ANSWER = 0, 3, 4, 5, 7
+# Events with which a task ends on request, and what they mean.
+_STOPS = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
 COMMENT = "delt-hpc:"  # begins the comment of a job; its token follows
+# A line that `run.progress.Bar` writes to a log, and where to look for it.
+_PROGRESS, _LOG_TAIL = re.compile(r".+: \d+/\d+ .*\(about \d+ s left\)"), 4096
 _SBATCH_TAKES = timedelta(minutes=10)  # at most
 # A process that cannot be seen from here, and has shown no sign of life for so long, is lost.
 LOST_AFTER_SECONDS = 10 * records.HEARTBEAT_SECONDS
@@ -40,6 +46,7 @@ class Row:
         seconds: run time since the last start.
         done, total: images of recover, classes of rank, for other stages tasks.
         stuck: waits for something that will not happen by itself.
+        restarted: why the task was started again, once for each restart of its job.
         process: that works on a task of `--cluster local`.
         submitted: the task as it was submitted; its events are recorded under this name.
     """
@@ -56,6 +63,7 @@ class Row:
     total: int = 1
     log: Path | None = None
     stuck: bool = False
+    restarted: tuple[str, ...] = ()
     submitted: Task | None = None
     process: ProcessIdentity | None = None
 
@@ -94,7 +102,7 @@ def read(config: Config, run: RunFolder, classes: int, ask: Ask = queue.known) -
 
 
 def exit_code(rows: Sequence[Row], problem: str = "") -> int:
-    """0: all done; 3: some run or wait; 4: some failed or lost; 5: some not submitted; 7: Slurm does not answer."""
+    """0: all done; 3: some run or wait; 4: some failed or lost; 5: some stopped or not submitted; 7: no answer."""
     states = {row.state for row in rows}
     if states <= {"done"}:
         return ALL_DONE
@@ -102,7 +110,7 @@ def exit_code(rows: Sequence[Row], problem: str = "") -> int:
         return NO_ANSWER
     if states & {"failed", "lost"} or any(row.stuck for row in rows):
         return FAILED
-    return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED
+    return UNFINISHED if states & {"running", "pending"} else NOT_SUBMITTED  # or stopped
 
 
 def may_change(rows: Sequence[Row]) -> bool:
@@ -133,6 +141,8 @@ def _groups(
 ) -> list[tuple[list[Task], _Owner | None]]:
     """The smallest tasks of a stage; neighbours of the same submission, or in the same state without one, together."""
     groups: list[tuple[list[Task], _Owner | None]] = []
+    if stage == "recover" and plan.WARM_UP in owned and not markers.finished(stage):
+        groups.append(([plan.WARM_UP], owned[plan.WARM_UP]))
     for task in plan.whole(config, stage, classes):
         owner = owned.get(task)
         last = groups[-1] if groups else None
@@ -194,6 +204,9 @@ def _row(
     entry = queued.get(owner.job)
     state: State
     state, message = ("done", "") if finished else _state(folder, owner, entry, events, problem)
+    log = _log(run, owner.task, starts)
+    if state == "running":
+        message = "; ".join(filter(None, (message, _last_progress(log))))
     seconds = entry.seconds if entry and state in ("running", "failed") else None
     if seconds is None:
         seconds = _seconds(events, state)
@@ -208,8 +221,9 @@ def _row(
         seconds,
         done,
         total,
-        _log(run, owner.task, starts),
+        log,
         bool(entry and not finished and entry.remedy),
+        _restart_reasons(events),
         owner.task,
         owner.submission.process,
     )
@@ -229,11 +243,27 @@ def _state(
         return ("pending" if entry.standing == "pending" else "running"), entry.state + reason
     if problem:
         return "unknown", "Slurm does not answer"
+    return _ended(entry, events)
+
+
+def _ended(entry: Entry | None, events: list[Event]) -> tuple[State, str]:
+    """State and message of a task of Slurm that has ended without its results."""
     message = _last_message(events)
+    if entry and entry.state == "OUT_OF_MEMORY":
+        return "failed", f"{entry.state}: raise memory_gib in the profile, `submit`"
     if entry:
         message = message or ("no results" if entry.standing == "completed" else "")
-        return "failed", f"{entry.state}: {message}" if message and message.upper() != entry.state else entry.state
-    return ("failed", message) if message else ("lost", "ended without a message" if events else "never started")
+        stopped = entry.state == "CANCELLED" or (_stopped(events) and entry.state != "TIMEOUT")
+        text = f"{entry.state}: {message}" if message and message.upper() != entry.state else entry.state
+        return "stopped" if stopped else "failed", text
+    if not message:
+        return "lost", "ended without a message" if events else "never started"
+    return "stopped" if _stopped(events) else "failed", message
+
+
+def _stopped(events: list[Event]) -> bool:
+    """Whether the task ended on request."""
+    return bool(events) and events[-1].event in _STOPS
 
 
 def _last_message(events: list[Event]) -> str:
@@ -242,8 +272,17 @@ def _last_message(events: list[Event]) -> str:
         return ""
     if events[-1].event in ("failed", "lost_gpu"):
         return events[-1].message
-    texts = {"stopped": "stopped; resumes when started again", "cancelled": "cancelled", "forgotten": "forgotten"}
-    return texts.get(events[-1].event, "")
+    return _STOPS.get(events[-1].event, "")
+
+
+def _restart_reasons(events: list[Event]) -> tuple[str, ...]:
+    """Why each start but the first was necessary: by the last event before it."""
+    texts = {"stopped": "was stopped", "lost_gpu": "had no working GPU", "started": "was killed, or its node failed"}
+    found = []
+    for before, event in pairwise(events):
+        if event.event == "started":
+            found.append(f"{texts.get(before.event, before.event)} on {before.host}")
+    return tuple(found)
 
 
 def _process_state(submission: Submission, events: list[Event], age: float) -> tuple[State, str]:
@@ -254,17 +293,17 @@ def _process_state(submission: Submission, events: list[Event], age: float) -> t
     """
     message = _last_message(events)
     if message and events[-1].event != "cancelled":  # a cancelled process may still be saving its state
-        return "failed", message
+        return "stopped" if _stopped(events) else "failed", message
     alive = submission.process.alive() if submission.process else None
     if alive:
         return "running", ""
     if alive is None and age < LOST_AFTER_SECONDS:
         return "unknown", f"a process on {submission.host}; last sign of life {age:.0f} s ago"
-    return ("failed", message) if message else ("lost", "ended without a message")
+    return ("stopped", message) if message else ("lost", "ended without a message")
 
 
 def _progress(markers: Markers, task: Task, finished: bool) -> tuple[int, int]:
-    if task.stage == "recover":
+    if task.stage == "recover" and not task.warm_up:
         return markers.images_done(task)
     return markers.classes_done(task) if task.stage == "rank" else (int(finished), 1)
 
@@ -276,6 +315,17 @@ def _seconds(events: list[Event], state: State) -> int | None:
         return None
     end = datetime.now(UTC) if state == "running" else datetime.fromisoformat(events[-1].time)
     return int((end - datetime.fromisoformat(starts[-1].time)).total_seconds())
+
+
+def _last_progress(log: Path | None) -> str:
+    """The last line of progress in a task's log, e.g. squeeze: 310/1000 (about 40 s left); empty if there is none."""
+    if not log or not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        lines = file.read().decode("utf-8", "replace").splitlines()
+    found = [line for line in lines if _PROGRESS.fullmatch(line)]
+    return found[-1] if found else ""
 
 
 def _log(run: RunFolder, task: Task, starts: list[Event]) -> Path | None:

@@ -6,26 +6,32 @@ shell variables are not expanded, and always runs the command in the foreground,
 could not pass on signals.
 """
 
-import os
 import platform
 import secrets
 import shlex
-import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import STAGES, Stage, identity
+from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import plan, queue, records, status
+from delt_hpc.launch.containers import request_program, requeue_on_request
 from delt_hpc.launch.markers import Markers
-from delt_hpc.launch.plan import Job
-from delt_hpc.launch.profile import Profile
-from delt_hpc.launch.records import LaunchFolder, Submission
+from delt_hpc.launch.plan import Job, Task
+from delt_hpc.launch.records import Submission
 from delt_hpc.launch.request import Request
 from delt_hpc.launch.runner import TaskRunner
-from delt_hpc.launch.script import COMPILED, Script, place_task, request_program, requeue_on_request, text
+from delt_hpc.launch.script import (
+    CACHE_VARIABLE,
+    COMPILED,
+    Script,
+    place_task,
+    requeue_if_killed,
+    text,
+)
 from delt_hpc.launch.status import COMMENT, Row
 from delt_hpc.run.folder import check_stamp, differences, stage_folders, stage_identity, write_text
 
@@ -45,7 +51,11 @@ def missing(request: Request, max_array_size: int, live: Sequence[Row] = ()) -> 
     """
     markers = Markers(request.config, request.run, request.classes)
     done = {task for stage in request.config.stages for task in markers.done_tasks(stage)}
+    local = request.cluster == "local"
+    if local or CACHE_VARIABLE in request.profile.environment:  # compiled code comes from elsewhere
+        done.add(plan.WARM_UP)
     for row in live:
+        done |= {row.task} & {plan.WARM_UP}
         whole = plan.whole(request.config, row.task.stage, request.classes)
         done |= {task for task in whole if task.overlaps(row.task)}
     return plan.jobs(
@@ -184,8 +194,12 @@ def script(request: Request, job: Job, after: str, token: str) -> str:
             comment=f"{COMMENT}{token}",
             before=(*place_task(str(folder.work), token), "export SUBMITIT_EXECUTOR=slurm"),
             notes_signals=True,
+            fallback=shlex.quote(str(folder.work)),
             compiled=shlex.quote(str(request.root / COMPILED)),
-            after_command=requeue_on_request(str(folder.work)) if contained else (),
+            after_command=(
+                *(requeue_on_request(str(folder.work)) if contained else ()),
+                *requeue_if_killed(str(folder.work), request.profile.retries),
+            ),
         ),
         request.profile,
     )
@@ -194,7 +208,8 @@ def script(request: Request, job: Job, after: str, token: str) -> str:
 def dry_run(request: Request, jobs: Sequence[Job]) -> list[str]:
     """The scripts that `to_slurm` would submit, with <stage> for the id of its job and TOKEN for a random word."""
     ids = {job.stage: [f"<{job.stage}>"] for job in jobs}
-    return [script(request, job, _dependency(request, job.stage, ids, {}), "TOKEN") for job in jobs]
+    warm_up = ["<warm-up>"] if any(job.tasks == (plan.WARM_UP,) for job in jobs) else []
+    return [script(request, job, _after(request, job.stage, job, ids, {}, warm_up), "TOKEN") for job in jobs]
 
 
 def to_slurm(request: Request, jobs: Sequence[Job], kept: Sequence[Row], say: Callable[[str], None]) -> None:
@@ -208,21 +223,45 @@ def to_slurm(request: Request, jobs: Sequence[Job], kept: Sequence[Row], say: Ca
     """
     old: dict[Stage, list[str]] = {}
     for row in kept:
+        if row.task == plan.WARM_UP:
+            continue
         base = row.job.partition("_")[0]
         if base not in old.setdefault(row.task.stage, []):
             old[row.task.stage].append(base)
     ids: dict[Stage, list[str]] = {}
-    new: set[Stage] = set()
+    warm_up = [row.job for row in kept if row.task == plan.WARM_UP]
     for stage in request.config.stages:
-        if new.intersection(plan.upstream(request.config, stage)):
+        of_stage = [job for job in jobs if job.stage == stage]
+        if set(ids).intersection(plan.upstream(request.config, stage)):
             for id_ in old.get(stage, ()):
-                queue.set_dependency(id_, _dependency(request, stage, ids, old))
+                queue.set_dependency(id_, _after(request, stage, None, ids, old, warm_up))
                 say(f"{id_}: {stage} waits for the new jobs too")
-        for job in (job for job in jobs if job.stage == stage):
-            id_ = _submit(request, job, _dependency(request, stage, ids, old))
-            ids.setdefault(stage, []).append(id_)
-            new.add(stage)
+        for job in of_stage:
+            shapes = _shapes(task for other in of_stage for task in other.tasks) if plan.WARM_UP in job.tasks else ()
+            id_ = _submit(request, job, _after(request, stage, job, ids, old, warm_up), shapes)
+            (warm_up if shapes else ids.setdefault(stage, [])).append(id_)
             say(f"{id_}: {job.name(request.config.name)}, {len(job.tasks)} task{'s' * (len(job.tasks) > 1)}")
+
+
+def _after(
+    request: Request,
+    stage: Stage,
+    job: Job | None,
+    new: Mapping[Stage, Sequence[str]],
+    old: Mapping[Stage, Sequence[str]],
+    warm_up: Sequence[str],
+) -> str:
+    """Slurm's dependency of a job, of which None is one that waits already.
+
+    Recover tasks wait for the end of the warm-up, successful or not. It needs no weights, so it waits for squeeze only
+    where that finds image size and classes.
+    """
+    if job and job.tasks == (plan.WARM_UP,):
+        known = request.config.data.name in SPECS or request.run.dataset.exists()
+        return "" if known else _dependency(request, "rank", new, old)
+    after = [_dependency(request, stage, new, old)]
+    after += [f"afterany:{id_}" for id_ in warm_up if stage == "recover"]
+    return ",".join(filter(None, after))
 
 
 def _dependency(
@@ -241,14 +280,20 @@ def _dependency(
     return ",".join(":".join([kind, *names]) for kind, names in found if names)
 
 
-def _submit(request: Request, job: Job, after: str) -> str:
+def _shapes(tasks: Iterable[Task]) -> tuple[ClassRange, ...]:
+    """A class range of each length that tasks have: the shapes of their passes depend on how many batches they hold."""
+    return tuple({len(task.classes): task.classes for task in tasks if task.classes}.values())
+
+
+def _submit(request: Request, job: Job, after: str, shapes: tuple[ClassRange, ...] = ()) -> str:
     """Submit one job and record it; returns its id."""
     from submitit.core.utils import DelayedSubmission  # noqa: PLC0415
 
     folder, profile, token = request.folder, request.profile, secrets.token_hex(8)
     for position, task in enumerate(job.tasks):
         gpu = profile.resources(job.stage).gpus > 0
-        runner = TaskRunner(str(request.root), task, request.classes, gpu, max(1, profile.signal_seconds // 2))
+        stop_seconds = max(1, profile.signal_seconds // 2)
+        runner = TaskRunner(str(request.root), task, request.classes, gpu, stop_seconds, profile.retries, shapes)
         delayed = DelayedSubmission(runner)
         delayed.set_timeout(profile.resources(job.stage).minutes, profile.timeouts)
         delayed.dump(folder.work / f"{token}-{position}.pkl")
@@ -277,61 +322,3 @@ def _submit(request: Request, job: Job, after: str) -> str:
         ) from None
     records.set_job(path, intent, id_)
     return id_
-
-
-def live_rows(
-    rows: Sequence[Row], stages: Sequence[Stage] | None = None, classes: Sequence[ClassRange] = ()
-) -> list[Row]:
-    """The live tasks of these stages and classes; all without a restriction."""
-    return [
-        row
-        for row in rows
-        if row.state in status.LIVE
-        and (stages is None or row.task.stage in stages)
-        and (not classes or any(row.task.classes and row.task.classes.overlaps(one) for one in classes))
-    ]
-
-
-def forget_rows(folder: LaunchFolder, rows: Sequence[Row]) -> list[Row]:
-    """Record that the processes of tasks in the state `unknown` have ended. Returns these tasks."""
-    unknown = [row for row in rows if row.state == "unknown" and row.executor != "slurm"]
-    for row in unknown:
-        records.append_event(folder, row.submitted or row.task, records.new_event("forgotten", row.job, row.restarts))
-    return unknown
-
-
-def cancel_rows(folder: LaunchFolder, rows: Sequence[Row]) -> list[Row]:
-    """Cancel the tasks. Returns those that cannot be cancelled from here: processes that are not provably theirs.
-
-    Cancelling is recorded as an event, because Slurm may forget a task that never started.
-
-    Raises:
-        QueueError: Slurm does not answer.
-    """
-    elsewhere = [row for row in rows if row.executor != "slurm" and not (row.process and row.process.alive())]
-    here = [row for row in rows if row not in elsewhere]
-    for row in here:
-        records.append_event(folder, row.submitted or row.task, records.new_event("cancelled", row.job, row.restarts))
-    jobs = [row.job for row in here if row.executor == "slurm"]
-    if jobs:
-        queue.cancel(list(dict.fromkeys(jobs)))
-    for row in here:
-        if row.executor != "slurm" and row.process:
-            row.process.send(signal.SIGTERM)
-    return elsewhere
-
-
-def warnings(environment: Iterable[str] = os.environ) -> list[str]:
-    """Environment variables that silently override the scripts."""
-    found = sorted(name for name in environment if name.startswith("SBATCH_"))
-    return [f"{', '.join(found)}: set in this shell; overrides the scripts; unset it"] if found else []
-
-
-def max_array_size(profile: Profile) -> int:
-    """The largest number of tasks in a job array: of the profile, the cluster, or Slurm's default without a cluster."""
-    if profile.max_array_size:
-        return profile.max_array_size
-    try:
-        return queue.max_array_size()
-    except queue.QueueError:
-        return plan.DEFAULT_MAX_ARRAY_SIZE

@@ -7,8 +7,8 @@ from delt_hpc.data.dataset import Dataset
 from delt_hpc.errors import UserError
 from delt_hpc.models import weights
 from delt_hpc.models.registry import build
-from delt_hpc.run import checksums
-from delt_hpc.run.folder import RunFolder, is_done, read_json
+from delt_hpc.run import checksums, late
+from delt_hpc.run.folder import RunFolder, read_json
 
 WEIGHTS, CARD, HISTORY = "weights.safetensors", "teacher.json", "history.csv"
 
@@ -19,7 +19,7 @@ def load(run: RunFolder, dataset: Dataset, device: torch.device) -> nn.Module:
     Raises:
         UserError: squeeze is not finished, or its files were changed.
     """
-    if not is_done(run.teacher):
+    if not late.all_done([run.teacher]):
         raise UserError("contains no finished teacher", where=str(run.teacher), remedy="run the stage `squeeze` first")
     checksums.require(run.teacher, "squeeze", (CARD, WEIGHTS))
     card = read_json(run.teacher / CARD)

@@ -2,7 +2,6 @@
 
 import pickle
 import re
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from delt_hpc.run.folder import writing
 
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.")
-_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 State = dict[str, Tensor]
 
 
@@ -138,25 +136,6 @@ def check_torchvision(name: str, weights: str, classes: int) -> Any:
             remedy="train the teacher (teacher.source: train) or give a checkpoint made for these classes",
         )
     return member
-
-
-def download(member: Any) -> State:
-    """The state dict of torchvision's weights, from torch's cache or downloaded.
-
-    Raises:
-        UserError: the download fails or is damaged.
-    """
-    try:
-        state: State = member.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, HTTPException, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{member} cannot be downloaded: {error}",
-            where="teacher.weights",
-            remedy="download it on a machine with network access, copy it here and set teacher.checkpoint to the file"
-            " (teacher.source: checkpoint)",
-        ) from None
-    # DenseNet's files use old names of its layers.
-    return {_DENSENET.sub(r"\1\2.", key): tensor for key, tensor in state.items()}
 
 
 def write(path: Path, state: State) -> None:

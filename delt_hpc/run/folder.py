@@ -1,6 +1,6 @@
 """The run folder: its layout, atomic writing, and the stamps and markers of the stages.
 
-    config.yaml dataset.json classes.csv index/{train,val}.csv
+    config.yaml dataset.json classes.csv index/{train,val}.csv weights/
     teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/
     labels/<images>-<seed>/  evaluate/<student>-<seed>-<arm>/
     timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/  tracking/
@@ -42,6 +42,7 @@ class RunFolder:
         self.config = root / "config.yaml"
         self.dataset = root / "dataset.json"
         self.classes = root / "classes.csv"
+        self.weights = root / "weights"  # torchvision's files
         self.teacher = root / "teacher"
         self.rank = root / "rank"
         self.ranking = root / "ranking.csv"

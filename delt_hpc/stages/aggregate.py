@@ -13,7 +13,7 @@ from delt_hpc.errors import UserError
 from delt_hpc.models import teacher
 from delt_hpc.recovery.batch_folder import IMAGES
 from delt_hpc.recovery.batches import plan
-from delt_hpc.run import checksums, stop, timing
+from delt_hpc.run import checksums, late, stop, timing
 from delt_hpc.run.folder import is_done, read_json
 
 _STRINGS = {"file": str, "source": str}
@@ -51,6 +51,7 @@ def _collect(context: Context) -> pd.DataFrame:
     faults: list[str] = []
     parts: list[pd.DataFrame] = []
     batches = plan(len(context.dataset.classes), config.select.ipc, config.recover)
+    late.all_done([run.recover / batch.id for batch in batches])
     with context.reporter.bar("aggregate", len(batches)) as bar:
         for batch in batches:
             stop.check()

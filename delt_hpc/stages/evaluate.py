@@ -24,8 +24,8 @@ from delt_hpc.keyed_random import Key, seeded
 from delt_hpc.models import teacher
 from delt_hpc.models.registry import build
 from delt_hpc.ranking import selection
-from delt_hpc.run import checksums
-from delt_hpc.run.folder import is_done, write_json
+from delt_hpc.run import checksums, late
+from delt_hpc.run.folder import write_json
 from delt_hpc.run.lock import locked
 from delt_hpc.run.timing import device_name
 from delt_hpc.run.tracker import UnitTracker
@@ -84,7 +84,7 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
 def _require_inputs(context: Context, unfinished: list[Trial]) -> None:
     run = context.run
     for images, folder, stage in (("distilled", run.distilled, "aggregate"), ("selected", run.selected, "select")):
-        if any(trial.images == images for trial in unfinished) and not is_done(folder):
+        if any(trial.images == images for trial in unfinished) and not late.all_done([folder]):
             raise UserError("is missing or not finished", where=str(folder), remedy=f"run the stage `{stage}` first")
     if any(trial.images == "distilled" for trial in unfinished):
         manifest.require(run.distilled)

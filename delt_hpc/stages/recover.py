@@ -9,7 +9,7 @@ from delt_hpc.recovery.batches import of_classes, plan
 from delt_hpc.recovery.initial import keep_initial
 from delt_hpc.recovery.precision import check_device
 from delt_hpc.recovery.run import recover_batches
-from delt_hpc.run.folder import is_done
+from delt_hpc.run import late
 
 
 def recover(context: Context, classes: ClassRange | None = None) -> None:
@@ -24,7 +24,7 @@ def recover(context: Context, classes: ClassRange | None = None) -> None:
     unfinished = [folder for batch in batches if not (folder := BatchFolder(context, batch)).done()]
     if not unfinished:
         return
-    if config.recover.init == "selected" and not is_done(run.selected):
+    if config.recover.init == "selected" and not late.all_done([run.selected]):
         raise UserError("no images are selected", where=str(run.selected), remedy="run the stage `select` first")
     if not config.recover.iterations:
         keep_initial(context, unfinished)

@@ -21,8 +21,8 @@ from delt_hpc.errors import UserError
 from delt_hpc.ranking import mosaic
 from delt_hpc.ranking.selection import COLUMNS, TABLE, choose
 from delt_hpc.ranking.table import CROP, read_ranking
-from delt_hpc.run import checksums, stop
-from delt_hpc.run.folder import is_done, write_csv, writing_folder
+from delt_hpc.run import checksums, late, stop
+from delt_hpc.run.folder import write_csv, writing_folder
 
 Row = tuple[Any, ...]
 
@@ -33,7 +33,7 @@ def select(context: Context) -> None:
     stage = StageFolder(context, "select", run.selected)
     if stage.done():
         return
-    if not is_done(run.rank):
+    if not late.all_done([run.rank]):
         raise UserError(
             "the ranking is missing or incomplete", where=str(run.rank), remedy="run the stage `rank` for all classes"
         )

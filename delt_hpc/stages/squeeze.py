@@ -15,7 +15,7 @@ from delt_hpc.context import Context, StageFolder
 from delt_hpc.data.loader import TrainingSet
 from delt_hpc.data.transforms import Augmentation
 from delt_hpc.keyed_random import seeded
-from delt_hpc.models import teacher, weights
+from delt_hpc.models import teacher, torchvision_files, weights
 from delt_hpc.models.registry import build, require_batch_norm
 from delt_hpc.run.folder import write_json
 from delt_hpc.run.timing import device_name
@@ -73,7 +73,7 @@ def _pretrained(context: Context) -> tuple[weights.State, str]:
         return weights.read(chosen.checkpoint), str(chosen.checkpoint)
     assert chosen.weights
     member = weights.check_torchvision(chosen.model, chosen.weights, len(context.dataset.classes))
-    return weights.download(member), str(member)
+    return torchvision_files.load(member, context.run.weights), str(member)
 
 
 def _train(context: Context, network: nn.Module, folder: StageFolder) -> Outcome:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from delt_hpc.config.schema import Config, Data, Select
 from delt_hpc.data import dataset
+from delt_hpc.data.catalog.specs import root_of
 from delt_hpc.data.dataset import Dataset, open_dataset, prepare
 from delt_hpc.errors import UserError
 from delt_hpc.run.folder import RunFolder
@@ -230,8 +231,8 @@ def test_a_missing_table_is_named(toy: Path, run: RunFolder) -> None:
 
 
 def test_the_default_root_is_named_after_the_data_set() -> None:
-    assert dataset.root_of(Data(name="birds")) == Path("data") / "birds"
-    assert dataset.root_of(Data(name="birds", root=Path("/mnt/birds"))) == Path("/mnt/birds")
+    assert root_of(Data(name="birds")) == Path("data") / "birds"
+    assert root_of(Data(name="birds", root=Path("/mnt/birds"))) == Path("/mnt/birds")
 
 
 @pytest.mark.parametrize("name", sorted(dataset.RESERVED))

@@ -26,10 +26,10 @@ RECOVERY = [f"recover {index:05d}-{index:05d}" for index in range(4)]
 
 def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
     """Two tasks resume by themselves. `status` names the others and what depends on them; `submit` takes just these."""
-    run, cluster = selected, selected.cluster
+    run, cluster = selected.with_profile("once.yaml", retries=0), selected.cluster
     submitted = run.submit()  # more tasks than MaxArraySize
-    assert "toy-recover-00000-00001, 2 tasks" in submitted
-    assert "toy-recover-00002-00003, 2 tasks" in submitted
+    assert "recover-00000-00001-toy, 2 tasks" in submitted
+    assert "recover-00002-00003-toy, 2 tasks" in submitted
     jobs = jobs_of(run)
     run.hold(jobs)
     assert run.submit().splitlines()[0] == "live jobs work on all that is missing"
@@ -52,7 +52,7 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
 
     rows = run.tasks(code=4)
     assert {name: rows[name]["state"] for name in RECOVERY} == dict(
-        zip(RECOVERY, ("failed", "done", "done", "failed"), strict=True)
+        zip(RECOVERY, ("failed", "done", "done", "stopped"), strict=True)
     )
     assert rows[RECOVERY[0]]["message"].startswith("FAILED")
     assert rows[RECOVERY[3]]["message"].startswith("CANCELLED")
@@ -62,9 +62,9 @@ def test_killed_requeued_preempted_cancelled(selected: "LaunchedRun", expected: 
 
     again = run.submit().splitlines()
     assert [line.partition(": ")[2] for line in again[:-1]] == [
-        "toy-recover-00000-00003, 2 tasks",
-        "toy-aggregate, 1 task",
-        "toy-report, 1 task",
+        "recover-00000-00003-toy, 2 tasks",
+        "aggregate-toy, 1 task",
+        "report-toy, 1 task",
     ]
     cluster.wait_empty()
     assert set(run.states(code=0).values()) == {"done"}
@@ -76,11 +76,11 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     cluster = selected.cluster
     # A task a node. Up to ten minutes submitit takes every warning for the time limit's.
     run = selected.with_profile("short.yaml", cpus=2, minutes=9)
-    assert "toy-recover-00000-00003, 3 tasks" in run.submit("--stages", "recover", "--classes", "3,0,2-2")
+    assert "recover-00000-00003-toy, 3 tasks" in run.submit("--stages", "recover", "--classes", "3,0,2-2")
     # No warning: Slurm sends SIGCONT with any, which would let the held process finish before its limit. At the limit
     # SIGTERM comes before SIGCONT, so the process stops when it wakes.
     deaf = selected.with_profile("deaf.yaml", cpus=2, sbatch=["--signal=USR2@0"])
-    assert "toy-recover-00001-00001, 1 task" in deaf.submit("--stages", "recover", "--classes", "1")
+    assert "recover-00001-00001-toy, 1 task" in deaf.submit("--stages", "recover", "--classes", "1")
     run.submit("--stages", "aggregate,report")  # after both
     jobs = jobs_of(run)
     run.hold(jobs)
@@ -119,17 +119,26 @@ def test_time_limits_and_loss_of_controller_and_node(selected: "LaunchedRun", ex
     assert run.distilled() == expected
 
 
-def test_a_failed_task_is_submitted_again_while_others_run(selected: "LaunchedRun", expected: dict[str, bytes]) -> None:
-    run, cluster = selected, selected.cluster
+def test_a_killed_task_is_retried_and_a_failed_one_submitted_again_while_others_run(
+    selected: "LaunchedRun", expected: dict[str, bytes]
+) -> None:
+    run, cluster = selected.with_profile("once.yaml", retries=1), selected.cluster
     run.submit()
     jobs = jobs_of(run)
     run.hold(jobs)
+    # What the kernel does when memory runs out. The task is started again, once.
+    cluster.send(jobs[0], signal.SIGKILL)
+    second = run.root / "logs" / f"recover-00000-00000.{jobs[0]}.r1.log"
+    cluster.wait(second.exists, "the second start of class 0")
     cluster.send(jobs[0], signal.SIGKILL)
     cluster.wait_state(jobs[0], "FAILED")
+    row = run.tasks(code=4)[RECOVERY[0]]
+    assert (row["state"], row["restarts"]) == ("failed", 1)
+    assert len(row["restarted"]) == 1 and row["restarted"][0].startswith("was killed, or its node failed on n")
     again = run.submit()
-    assert "toy-recover-00000-00000, 1 task" in again
+    assert "recover-00000-00000-toy, 1 task" in again
     assert "aggregate waits for the new jobs too" in again
-    assert "toy-aggregate" not in again
+    assert "aggregate-toy" not in again
     for job in (jobs[1], jobs[2], jobs[3]):
         cluster.send(job, signal.SIGCONT)
     cluster.wait_empty()

@@ -22,8 +22,8 @@ SCRIPT = Path(__file__).parents[2] / "slurm" / "stage.sbatch"
 def test_submitted_followed_finished(accounted_cluster: "Cluster", run_on: "RunOn", expected: dict[str, bytes]) -> None:
     run = run_on(accounted_cluster)
     submitted = run.submit()
-    assert ": toy-rank-00000-00003, 1 task\n" in submitted  # an array of one
-    assert ": toy-recover-00000-00003, 4 tasks\n" in submitted
+    assert ": rank-00000-00003-toy, 1 task\n" in submitted  # an array of one
+    assert ": recover-00000-00003-toy, 4 tasks\n" in submitted
     assert set(run.states(code=3).values()) <= {"pending", "running", "done"}
     last = run.call("status", run.root, "--watch", "--every", "3").strip().splitlines()[-1]
     assert last.strip() == "10 done"
@@ -31,6 +31,20 @@ def test_submitted_followed_finished(accounted_cluster: "Cluster", run_on: "RunO
     assert (run.root / "report" / "report.html").exists()
     assert run.submit().splitlines() == ["nothing is missing", "10 done"]
     assert "recover-00002-00002: job " in run.call("logs", run.root, "2-2")
+
+
+def test_a_job_of_its_own_compiles_before_recover_tasks_start(selected: "LaunchedRun") -> None:
+    compiled = ("--stages", "recover", "--set", "recover.compile=true")
+    assert "recover-warm-up-toy, 1 task" in selected.submit(*compiled)
+    rows = selected.tasks(code=3)
+    assert rows["recover warm-up"]["state"] in ("pending", "running")
+    assert "Dependency" in rows["recover 00000-00000"]["message"]
+    assert selected.submit(*compiled).splitlines()[0] == "live jobs work on all that is missing"
+    selected.cluster.wait_empty()
+    states = selected.states(code=5)
+    assert {states[f"recover {index:05d}-{index:05d}"] for index in range(4)} == {"done"}
+    assert "recover warm-up" not in states
+    assert len(list((selected.root / "compile-cache").glob("*/files.tar"))) == 1
 
 
 def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "LaunchedRun", undisturbed: Path) -> None:
@@ -42,7 +56,7 @@ def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "Launched
         "--array=2-2", f"--output={log}", f"--chdir={Path.cwd()}", f"--wrap={command} --run {selected.root}"
     )
     selected.cluster.wait_state(f"{outer}_2", "COMPLETED")
-    assert "toy-report, 1 task" in log.read_text()
+    assert "report-toy, 1 task" in log.read_text()
     selected.cluster.wait_empty()
     assert set(selected.states(code=0).values()) == {"done"}
 
@@ -51,8 +65,8 @@ def test_submitting_from_inside_an_array_does_not_inherit_it(selected: "Launched
     ("where", "recorded", "state", "message"),
     [
         ("cluster", False, "lost", "never started"),
-        ("cluster", True, "failed", "cancelled"),
-        ("accounted_cluster", False, "failed", "CANCELLED"),
+        ("cluster", True, "stopped", "cancelled"),
+        ("accounted_cluster", False, "stopped", "CANCELLED"),
     ],
 )
 def test_a_job_that_slurm_has_forgotten(
@@ -69,9 +83,9 @@ def test_a_job_that_slurm_has_forgotten(
         else:
             cluster.run("scancel", job)
         cluster.wait(lambda: job not in cluster.queue(), "the job to be forgotten")
-        row = run.tasks(code=4)["recover 00001-00001"]
+        row = run.tasks(code=4 if state == "lost" else 5)["recover 00001-00001"]
         assert (row["state"], row["message"]) == (state, message)
-        assert "toy-recover-00001-00001, 1 task" in run.submit(*wanted)
+        assert "recover-00001-00001-toy, 1 task" in run.submit(*wanted)
         run.call("cancel", run.root)
 
 

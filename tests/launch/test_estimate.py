@@ -3,14 +3,17 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.config.schema import Stage
 from delt_hpc.errors import UserError
-from delt_hpc.launch import estimate, figures, plan, profile, show
+from delt_hpc.launch import estimate, figures, modelled, plan, profile, show
 from delt_hpc.launch.figures import Rate
+from delt_hpc.models.registry import build
 from delt_hpc.recovery.schedule import image_iterations
 from delt_hpc.run.folder import RunFolder, write_text
 
@@ -61,10 +64,12 @@ def test_recovery_costs_all_images_that_have_entered_in_every_round() -> None:
     recover = CONFIG.recover
     passes = 1000 * image_iterations(10, recover.rounds, recover.round_length)
     found = rows(rates({"recover": 1000.0}))["recover"]
-    assert found.tasks == 10
-    assert found.hours == pytest.approx(passes / 1000 / 3600)
+    assert (found.tasks, found.arrays, found.warm_up) == (10, 1, True)
+    # Each task also starts (90 s), and its pipeline fills for seven turns of a batch of ten classes.
+    total = passes / 1000 + 10 * (90 + 7 * passes / 100 / 1000)
+    assert found.hours == pytest.approx(total / 3600)
     # Ten equal tasks on four slots take three turns.
-    assert found.wall_hours == pytest.approx(passes / 1000 / 3600 * 3 / 10)
+    assert found.wall_hours == pytest.approx(total / 3600 * 3 / 10)
     assert rows(rates({"recover": 1000.0}), slots=1)["recover"].wall_hours == pytest.approx(found.hours)
 
 
@@ -74,6 +79,32 @@ def test_what_is_not_measured_or_not_known_is_not_estimated() -> None:
     assert found["rank"].hours is None  # how many training images there are is not known
     known = rows(rates({"rank": 500.0}), train_images=1_281_167)["rank"]
     assert known.hours == pytest.approx(1_281_167 / 500 / 3600, rel=1e-4)
+
+
+def test_modelled_speeds_are_operations_over_a_sustained_speed_and_say_so() -> None:
+    found = modelled.rates(CONFIG, SITE)
+    assert found["recover"].passes_per_s == pytest.approx(7.5e13 / (2 * 3.63e9))
+    assert found["rank"].passes_per_s == 4 * 560.0  # four CPU cores read images
+    assert all(rate.records == 0 and rate.source.startswith("modelled") for rate in found.values())
+    larger = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"size": 448})})
+    assert modelled.rates(larger, SITE)["recover"].passes_per_s == pytest.approx(7.5e13 / (8 * 3.63e9))
+    other = CONFIG.model_copy(update={"teacher": CONFIG.teacher.model_copy(update={"model": "vgg11_bn"})})
+    assert set(modelled.rates(other, SITE)) == {"evaluate"}
+
+
+def test_the_speed_of_a_running_stage_is_compared_with_the_modelled_one() -> None:
+    half = modelled.rates(CONFIG, SITE)["recover"].passes_per_s / 2
+    lines = estimate.speeds(CONFIG, SITE, rates({"recover": half, "rank": 1.0}), ["recover", "report"])
+    assert lines == [f"recover: {half:,.0f} image-iterations/s a task on a GPU, 50% of the modelled speed"]
+
+
+@pytest.mark.parametrize("network", modelled.FORWARD)
+def test_operations_of_a_forward_pass_are_those_that_torch_counts(network: str) -> None:
+    billions, size = modelled.FORWARD[network]
+    counted = FlopCounterMode(display=False)
+    with counted, torch.no_grad():
+        build(network, 100, size).eval()(torch.zeros(1, 3, size, size))
+    assert counted.get_total_flops() / 1e9 == pytest.approx(billions, rel=0.01)
 
 
 def test_evaluation_is_every_trials_passes() -> None:
@@ -97,7 +128,7 @@ def test_disk_counts_raw_pixels_twice_and_a_checkpoint_each() -> None:
     found = estimate.disk(CONFIG, 1000, list(rows({}).values()), 3)
     assert found
     assert found.images == 2 * 10_000 * 3 * 224 * 224
-    assert found.checkpoints == 3 * 100 * 3 * 224 * 224 * 4 * 3
+    assert found.checkpoints == 3 * 10 * 100 * 3 * 224 * 224 * 4 * 3  # ten batches on their way in each task
     unknown = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"name": "own"})})
     assert estimate.disk(unknown, 1000, []) is None
 

@@ -4,7 +4,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.errors import UserError
-from delt_hpc.launch import logs, submit
+from delt_hpc.launch import cancel, logs
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.records import LaunchFolder
 from delt_hpc.launch.status import Row
@@ -70,13 +70,13 @@ def test_without_a_log_of_the_task_the_output_of_its_job_is_shown(tmp_path: Path
 
 
 def test_live_tasks_by_stage_and_classes() -> None:
-    assert submit.live_rows(ROWS) == [ROWS[1], ROWS[3]]
-    assert submit.live_rows(ROWS, ("evaluate",)) == [ROWS[3]]
-    assert submit.live_rows(ROWS, None, [ClassRange(3, 20)]) == [ROWS[1]]
-    assert submit.live_rows(ROWS, None, [ClassRange(4, 20)]) == []
-    assert submit.live_rows(ROWS, None, [ClassRange(0, 0), ClassRange(7, 8)]) == [ROWS[1]]
+    assert cancel.live_rows(ROWS) == [ROWS[1], ROWS[3]]
+    assert cancel.live_rows(ROWS, ("evaluate",)) == [ROWS[3]]
+    assert cancel.live_rows(ROWS, None, [ClassRange(3, 20)]) == [ROWS[1]]
+    assert cancel.live_rows(ROWS, None, [ClassRange(4, 20)]) == []
+    assert cancel.live_rows(ROWS, None, [ClassRange(0, 0), ClassRange(7, 8)]) == [ROWS[1]]
 
 
 def test_a_process_of_another_host_cannot_be_cancelled_from_here(tmp_path: Path) -> None:
     there = Row(Task("select"), "running", executor="local", job="1", node="elsewhere")
-    assert submit.cancel_rows(LaunchFolder(RunFolder(tmp_path)), [there]) == [there]
+    assert cancel.cancel_rows(LaunchFolder(RunFolder(tmp_path)), [there]) == [there]

@@ -9,6 +9,7 @@ from delt_hpc.launch.plan import Task
 from delt_hpc.recovery.batches import block_size
 
 GPU = profile.load("generic-gpu")
+RECIPE = "imagenet-1k-resnet18-ipc50"
 
 
 def config(*overrides: str, recipe: str = "digits") -> Config:
@@ -34,7 +35,7 @@ def test_ranges_cover_every_class_once_and_cut_no_batch(recipe: str, classes: in
 def test_classes_per_task_follow_the_slots_or_the_profile() -> None:
     given = config(recipe="imagenet-1k-resnet18-ipc50")
     assert block_size(50, given.recover) == 2
-    assert plan.width(given, GPU, "recover", 1000) == 50  # 25 batches
+    assert plan.width(given, GPU, "recover", 1000) == 72  # 36 batches
     assert plan.width(given, GPU, "rank", 1000) == 64  # 16 slots, one task each
     own = profile.parse({"classes_per_task": 5}, "x")
     assert plan.width(given, own, "recover", 1000) == 6
@@ -43,10 +44,10 @@ def test_classes_per_task_follow_the_slots_or_the_profile() -> None:
 @pytest.mark.parametrize(
     ("classes", "parallel", "batches"),
     [
-        (1000, 64, 25),  # 500 batches: 20 tasks
-        (1000, 4, 32),  # 16 tasks: four a slot
-        (40, 8, 20),  # 20 batches are fewer than 24
-        (40, 64, 10),  # more slots than batches: two tasks
+        (1000, 64, 36),  # 500 batches: 14 tasks
+        (2000, 4, 63),  # 16 tasks: four a slot
+        (40, 8, 20),  # 20 batches are fewer than three times 11
+        (60, 64, 15),  # more slots than batches: two tasks
         (6, 64, 3),
     ],
 )
@@ -55,8 +56,30 @@ def test_a_recover_task_has_enough_batches_to_fill_its_pipeline(classes: int, pa
     site = profile.parse({"gpus": 1, "parallel": parallel}, "x")
     assert plan.fill_turns(given, site) == 7
     assert plan.width(given, site, "recover", classes) == 2 * batches
-    first = next(job for job in plan.jobs(given, site, classes) if job.stage == "recover").tasks[0]
-    assert plan.efficiency(given, site, first) == batches / (batches + 7)
+    first = [job for job in plan.jobs(given, site, classes) if job.stage == "recover"][-1].tasks[0]
+    # Modelled: 10,331 image-iterations/s, so that a batch takes 22.4 s, and 90 s of start-up 4.0 turns.
+    assert plan.lost_turns(given, site) == pytest.approx(11.02, abs=0.01)
+    assert plan.efficiency(given, site, first) == pytest.approx(batches / (batches + 11.02), abs=0.001)
+
+
+def test_a_network_without_a_modelled_speed_loses_the_turns_of_its_pipeline() -> None:
+    given = config("teacher.model=vgg11_bn", "teacher.source=train", "teacher.weights=null", recipe=RECIPE)
+    assert plan.lost_turns(given, GPU) == plan.fill_turns(given, GPU) == 7
+
+
+def test_a_warm_up_of_its_own_comes_before_several_tasks_that_compile() -> None:
+    def stages(given: Config, site: profile.Profile = GPU) -> list[list[Task]]:
+        return [list(job.tasks) for job in plan.jobs(given, site, 1000, stages=("recover",))]
+
+    assert stages(config(recipe=RECIPE))[0] == [plan.WARM_UP]
+    assert plan.WARM_UP.name == "recover-warm-up"
+    for without in ("recover.compile=false", "recover.engine=reference", "machine.device=cpu"):
+        assert plan.WARM_UP not in stages(config(without, recipe=RECIPE))[0]
+    assert stages(config("recover.compile=true", recipe=RECIPE), profile.load("generic-cpu"))[0] == [plan.WARM_UP]
+    one = profile.parse({"gpus": 1, "classes_per_task": 1000}, "x")
+    assert len(stages(config(recipe=RECIPE), one)) == 1
+    (job,) = plan.jobs(config(recipe=RECIPE), GPU, 1000, stages=("recover",), done={plan.WARM_UP})
+    assert plan.WARM_UP not in job.tasks
 
 
 def test_without_packing_a_task_need_not_be_wide() -> None:
@@ -126,13 +149,13 @@ def test_a_given_ranking_is_one_task() -> None:
 def test_job_names() -> None:
     names = [job.name("run") for job in plan.jobs(config("recover.batch_size=6"), GPU, 10)]
     assert names == [
-        "run-squeeze",
-        "run-rank-00000-00009",
-        "run-select",
-        "run-recover-00000-00009",
-        "run-aggregate",
-        "run-evaluate-12-trials",
-        "run-report",
+        "squeeze-run",
+        "rank-00000-00009-run",
+        "select-run",
+        "recover-00000-00009-run",
+        "aggregate-run",
+        "evaluate-12-trials-run",
+        "report-run",
     ]
 
 

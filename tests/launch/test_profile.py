@@ -4,7 +4,8 @@ import pytest
 
 from delt_hpc.errors import UserError
 from delt_hpc.launch import profile
-from delt_hpc.launch.script import interpreter
+from delt_hpc.launch.containers import interpreter
+from delt_hpc.run.folder import write_text
 
 
 @pytest.mark.parametrize("name", profile.names())
@@ -90,3 +91,28 @@ def test_interpreter_outside_and_inside_an_image() -> None:
     assert command.endswith(' "$scratch/pid" python')
     given = profile.parse({"python": "exec nice python3"}, "x")
     assert interpreter(given, (), "/w", "/venv/python") == "exec nice python3"
+
+
+def test_profiles_of_the_user_come_first_and_one_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="no cluster is named") as caught:
+        profile.chosen(None)
+    assert str(tmp_path / "delt-hpc" / "default.yaml") in caught.value.remedy
+    assert profile.chosen(None, "generic-gpu") == "generic-gpu"
+    write_text(tmp_path / "delt-hpc" / "default.yaml", "cpus: 3\n")
+    write_text(tmp_path / "delt-hpc" / "generic-gpu.yaml", "cpus: 5\n")
+    assert profile.chosen("mine") == "mine"
+    assert profile.load(profile.chosen(None)).cpus == 3
+    assert profile.load("generic-gpu").cpus == 5
+
+
+def test_options_that_hide_the_job_from_a_container_are_refused() -> None:
+    with pytest.raises(UserError, match="hide the variables of the job"):
+        profile.parse({"apptainer": {"image": "x.sif", "options": ["--nv", "--cleanenv"]}}, "x")
+
+
+def test_singularity_takes_the_place_of_apptainer() -> None:
+    site = profile.parse({"apptainer": {"image": "x.sif", "program": "singularity"}}, "x")
+    assert interpreter(site, ("/data",), "/work", "python").startswith("singularity exec --nv --bind /data ")

@@ -11,14 +11,13 @@ import pytest
 
 from delt_hpc.config.schema import Stage
 from delt_hpc.launch import profile, submit
+from delt_hpc.launch.containers import interpreter, request_program, requeue_on_request
 from delt_hpc.launch.profile import Profile
 from delt_hpc.launch.script import (
     COMPILED,
     Script,
-    interpreter,
     place_task,
-    request_program,
-    requeue_on_request,
+    requeue_if_killed,
     stage_script,
     text,
 )
@@ -67,8 +66,12 @@ def example(site: Profile, stage: Stage, elements: int | None) -> str:
             comment="delt-hpc:TOKEN",
             before=(*place_task(f"{root}/launch/work", "TOKEN"), "export SUBMITIT_EXECUTOR=slurm"),
             notes_signals=True,
+            fallback=f"'{root}/launch/work'",
             compiled=f"'{root}/{COMPILED}'",
-            after_command=requeue_on_request(f"{root}/launch/work") if site.in_container else (),
+            after_command=(
+                *(requeue_on_request(f"{root}/launch/work") if site.in_container else ()),
+                *requeue_if_killed(f"{root}/launch/work", site.retries),
+            ),
         ),
         site,
     )
@@ -182,10 +185,18 @@ def test_caches_are_on_a_local_disk_and_deleted_with_the_task(sbatch: Sbatch, tm
     assert (done.returncode, list(local.iterdir())) == (5, [])
 
 
-def test_a_task_without_a_local_disk_does_not_start(sbatch: Sbatch, tmp_path: Path) -> None:
-    done = sbatch(STAGE, "select", "c", "/the run", SLURM_TMPDIR=str(tmp_path / "nowhere"))
+def test_without_a_local_disk_a_task_uses_the_run_folder(sbatch: Sbatch, tmp_path: Path) -> None:
+    run = tmp_path / "the run"
+    done = sbatch(STAGE, "select", "c", str(run), srun='echo "$TRITON_CACHE_DIR"', SLURM_TMPDIR=str(tmp_path / "none"))
+    assert done.returncode == 0
+    assert "none/delt-hpc-7." in done.stderr
+    assert Path(done.stdout.strip()).parent.parent == run
+    assert list(run.iterdir()) == []
+
+
+def test_a_task_without_any_disk_does_not_start(sbatch: Sbatch, tmp_path: Path) -> None:
+    done = sbatch(STAGE, "select", "c", "/dev/null/run", SLURM_TMPDIR=str(tmp_path / "none"))
     assert (done.returncode, done.stdout) == (1, "")
-    assert "nowhere/delt-hpc-7." in done.stderr
 
 
 def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_code(tmp_path: Path) -> None:
@@ -214,3 +225,29 @@ def test_a_request_from_inside_a_container_requeues_outside_and_keeps_the_exit_c
             check=False,
         )
         assert (done.returncode, done.stdout) == (7, output)
+
+
+@pytest.mark.parametrize(
+    ("rc", "state", "requeued"),
+    [
+        (137, "RUNNING", [True, True, False]),  # killed
+        (253, "RUNNING", [True, True, False]),  # Slurm saw that memory ran out
+        (137, "CANCELLED", [False]),
+        (137, "TIMEOUT", [False]),
+        (2, "RUNNING", [False]),  # a user's error
+        (1, "RUNNING", [False]),
+        (0, "RUNNING", [False]),
+    ],
+)
+def test_a_killed_task_is_requeued_some_times(tmp_path: Path, rc: int, state: str, requeued: list[bool]) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, line in (("squeue", f"[ $3 = 15_3 ] && echo {state}"), ("scontrol", 'echo "$@"')):  # fakes of Slurm's
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    environment = {"PATH": f"{programs}:{os.environ['PATH']}", "SLURM_JOB_ID": "20"}
+    environment |= {"SLURM_ARRAY_JOB_ID": "15", "SLURM_ARRAY_TASK_ID": "3"}
+    body = "\n".join([f"rc={rc}", *requeue_if_killed(str(tmp_path), 2), "exit $rc"])
+    for expected in requeued:
+        done = subprocess.run(["bash", "-c", body], env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (rc, "requeue 15_3\n" if expected else ""), done.stderr

@@ -13,7 +13,7 @@ import pytest
 
 from delt_hpc.config.class_range import ClassRange
 from delt_hpc.config.load import load_config
-from delt_hpc.launch import queue, records, show, status, submit
+from delt_hpc.launch import cancel, queue, records, show, status
 from delt_hpc.launch.markers import Markers, class_count
 from delt_hpc.launch.plan import Task, whole
 from delt_hpc.launch.process import ProcessIdentity
@@ -173,10 +173,10 @@ def test_a_live_process_is_running_and_one_of_another_host_unknown(run: RunFolde
         assert (found.state, found.message.startswith("a process on other; last sign of life")) == ("unknown", True)
         rows, problem = status.read(CONFIG, run, CLASSES)
         assert status.exit_code(rows, problem) == status.NO_ANSWER
-        assert submit.cancel_rows(LaunchFolder(run), [found]) == [found]
+        assert cancel.cancel_rows(LaunchFolder(run), [found]) == [found]
         assert lives.poll() is None
-        assert submit.forget_rows(LaunchFolder(run), rows) == [found]
-        assert (row(run, Task("select")).state, row(run, Task("select")).message) == ("failed", "forgotten")
+        assert cancel.forget_rows(LaunchFolder(run), rows) == [found]
+        assert (row(run, Task("select")).state, row(run, Task("select")).message) == ("stopped", "forgotten")
     finally:
         lives.communicate(b"")
 
@@ -268,17 +268,17 @@ def state_of(entry: Entry | None, *kinds: str) -> tuple[str, str]:
         ),
         (Entry("7", "FAILED"), ("started", "failed"), "failed", "FAILED: why"),
         (Entry("7", "NODE_FAIL"), ("started",), "failed", "NODE_FAIL"),
-        (Entry("7", "CANCELLED"), ("started", "stopped"), "failed", "CANCELLED: stopped; resumes when started again"),
+        (Entry("7", "CANCELLED"), ("started", "stopped"), "stopped", "CANCELLED: stopped; resumes when started again"),
         (Entry("7", "COMPLETED"), ("started", "done"), "failed", "COMPLETED: no results"),
         (None, ("started", "failed"), "failed", "why"),
-        (None, ("cancelled",), "failed", "cancelled"),
+        (None, ("cancelled",), "stopped", "cancelled"),
         (
             Entry("7", "CANCELLED"),
             ("started", "cancelled", "stopped"),
-            "failed",
+            "stopped",
             "CANCELLED: stopped; resumes when started again",
         ),
-        (Entry("7", "CANCELLED"), ("started", "cancelled"), "failed", "CANCELLED"),
+        (Entry("7", "CANCELLED"), ("started", "cancelled"), "stopped", "CANCELLED"),
         (Entry("7", "RUNNING", "n1"), ("started", "cancelled"), "running", "RUNNING"),
         (None, ("started",), "lost", "ended without a message"),
         (None, (), "lost", "never started"),
@@ -349,3 +349,17 @@ def test_many_tasks_in_the_same_state_are_one_line(run: RunFolder) -> None:
     table = show.status(rows, {}, "")
     assert table.row_count == 2
     assert len(show.status_json(rows, {}, "", 4)["tasks"]) == 60
+
+
+def test_the_last_line_of_progress_in_the_log_of_a_running_task_is_shown(run: RunFolder, submitted: Submitted) -> None:
+    lives = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=-1)
+    try:
+        here = submitted(Task("squeeze"), job=str(lives.pid))
+        records.append_event(LaunchFolder(run), Task("squeeze"), records.new_event("started", here.job, 0))
+        assert row(run, Task("squeeze")).message == ""
+        lines = ["squeeze: 10/90  (about 80 s left)", "squeeze: 40/90  (about 50 s left)", "a warning"]
+        write_text(records.log_of(run, Task("squeeze"), here.job, 0), "x" * 5000 + "\n".join(["", *lines, ""]))
+        assert row(run, Task("squeeze")).message == lines[1]
+    finally:
+        lives.kill()
+        lives.wait()

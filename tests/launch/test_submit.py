@@ -2,65 +2,25 @@
 
 import json
 import os
-import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.program import Program
 
-from delt_hpc.config.class_range import ClassRange
-from delt_hpc.config.load import dump_config, load_config, parse_config
+from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.errors import UserError
-from delt_hpc.launch import environment, markers, records, runner, submit
+from delt_hpc.launch import environment, records, request
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.records import LaunchFolder, exclusive
-from delt_hpc.launch.script import EARLY_SIGNALS
-from delt_hpc.pipeline import open_run, run_stages
-from delt_hpc.run import stop
 from delt_hpc.run.folder import RunFolder, write_text
-from delt_hpc.run.progress import Reporter
-
-TREE = {
-    "name": "toy",
-    "data": {"name": "toy", "size": 8, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
-    "squeeze": {"epochs": 1, "warmup_epochs": 0, "batch_size": 16, "lr": 0.02},
-    "select": {"ipc": 2},
-    "recover": {
-        "iterations": 4,
-        "round_iterations": 2,
-        "batch_size": 4,
-        "image_format": "png",
-        "checkpoint_seconds": 0.2,
-    },
-    "evaluate": {"epochs": 1, "seeds": [1], "arms": ["distilled-soft"], "batch_size": 8},
-    "machine": {"device": "cpu", "workers": 0},
-}
-
-
-@pytest.fixture
-def config(tmp_path: Path, image_folder: Callable[..., Path]) -> Path:
-    """A configuration file of a data set of four classes; recovery batches are two classes each."""
-    image_folder(tmp_path / "data" / "train", dict.fromkeys("abcd", 4), size=8)
-    image_folder(tmp_path / "data" / "val", dict.fromkeys("abcd", 1), size=8)
-    data = TREE["data"] | {"root": str(tmp_path / "data")}  # type: ignore[operator]
-    write_text(tmp_path / "toy.yaml", dump_config(parse_config(TREE | {"data": data}, "test")))
-    return tmp_path / "toy.yaml"
-
-
-@pytest.fixture
-def run(config: Path, tmp_path: Path) -> Path:
-    """A run folder of the configuration after squeeze, rank and select."""
-    context = open_run(load_config(str(config)), tmp_path / "run", Reporter(quiet=True))
-    run_stages(context, ("squeeze", "rank", "select"))
-    return tmp_path / "run"
 
 
 def contents(folder: Path, suffix: str) -> dict[str, bytes]:
@@ -74,10 +34,26 @@ def test_dry_run_prints_the_scripts_without_slurm_and_writes_nothing(
     answer = program("submit", config, "--cluster", "generic-gpu", "--dry-run", "--run", tmp_path / "run")
     assert answer.code == 0, answer.err
     assert answer.out.count("#!/bin/bash\n") == 7
-    assert "#SBATCH --job-name=toy-recover-00000-00003\n" in answer.out
+    assert "#SBATCH --job-name=recover-00000-00003-toy\n" in answer.out
     assert "#SBATCH --dependency=afterok:<squeeze>:<select>\n" in answer.out
     assert f"-m submitit.core._submit {tmp_path}/run/launch/work\n" in answer.out
     assert not (tmp_path / "run").exists()
+
+
+def test_recover_tasks_wait_for_the_warm_up_which_waits_for_nothing(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    arguments = ("submit", "imagenet-1k-resnet18-ipc50", "--cluster", "generic-gpu", "--dry-run")
+    scripts = program(*arguments).out.split("#!/bin/bash\n")[1:]
+    names = [re.search(r"--job-name=(\S+)-imagenet-1k-resnet18-ipc50", script)[1] for script in scripts]  # type: ignore[index]
+    warm_up, recover = scripts[names.index("recover-warm-up")], scripts[names.index("recover-00000-00999")]
+    assert "--dependency" not in warm_up and "--gpus-per-node=1\n" in warm_up
+    assert "--dependency=afterok:<squeeze>:<select>,afterany:<warm-up>\n" in recover
+    assert "--dependency=afterok:<recover>\n" in scripts[names.index("aggregate")]
+    write_text(tmp_path / "site.yaml", "gpus: 1\nenvironment: {DELT_COMPILE_CACHE: /shared}\n")
+    elsewhere = program(*arguments[:3], tmp_path / "site.yaml", "--dry-run")
+    assert "recover-warm-up" not in elsewhere.out
 
 
 def test_a_part_of_a_run_succeeds_and_the_cluster_may_be_named_by_a_variable(
@@ -115,15 +91,16 @@ def test_processes_stop_on_ctrl_c_with_their_state_saved(run: Path, program: Pro
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.1)
     refused = program("submit", run, "--cluster", "local")
-    assert (refused.code, "another submission of this run is in progress" in refused.err) == (2, True)
+    assert (refused.code, "another submission of this run is in progress" in refused.err) == (2, True), refused
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     output, _ = process.communicate()
     assert (process.returncode, output.splitlines()[-1]) == (130, "recover-00000-00001: stopped")
     events = run / "launch" / "tasks" / "recover-00000-00001.jsonl"
     assert [json.loads(line)["event"] for line in events.read_text().splitlines()] == ["started", "stopped"]
     status = program("status", run)
-    assert (status.code, "stopped; resumes when started again" in status.out) == (4, True)
-    assert "stopped on request; started again, the task resumes" in program("logs", run, "--failed").out
+    assert (status.code, "stopped; resumes when started again" in status.out) == (5, True)
+    assert "stopped on request; started again, the task resumes" in program("logs", run, "recover", "-n", "1").out
+    assert "no failed task" in program("logs", run, "--failed").err
 
 
 @pytest.mark.slow
@@ -202,36 +179,8 @@ def test_one_submission_at_a_time(tmp_path: Path) -> None:
 
 
 def test_variables_that_override_the_scripts_are_reported() -> None:
-    assert submit.warnings({"SBATCH_PARTITION": "x", "HOME": "/"})[0].startswith("SBATCH_PARTITION: ")
-    assert submit.warnings({"HOME": "/"}) == []
-
-
-def test_the_signal_is_reported_and_ignored_afterwards() -> None:
-    requeued: list[int] = []
-    before = signal.signal(signal.SIGUSR2, lambda number, frame: requeued.append(number))
-    try:
-        with stop.on_signal(), runner._stop_on_user_signal(60, lambda number, frame: None) as signalled:
-            assert not signalled() and not stop.requested()
-            signal.raise_signal(signal.SIGUSR2)
-            assert signalled() and stop.requested()
-        signal.raise_signal(signal.SIGUSR2)
-        assert requeued == []
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-
-
-def test_a_task_that_requests_a_gpu_and_sees_none_fails_before_it_writes_anything(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    task = runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=True, stop_seconds=60)
-    write_text(run / "config.yaml", (run / "config.yaml").read_text().replace("device: cpu", "device: auto"))
-    with pytest.raises(runner.MissingGpuError, match=f"torch sees none on {platform.node()}"):
-        task.execute()
-    assert not (run / "recover").exists()
-    write_text(run / "config.yaml", (run / "config.yaml").read_text().replace("device: auto", "device: cpu"))
-    task.execute()
-    assert len(contents(run / "recover", ".png")) == 8
+    assert request.warnings({"SBATCH_PARTITION": "x", "HOME": "/"})[0].startswith("SBATCH_PARTITION: ")
+    assert request.warnings({"HOME": "/"}) == []
 
 
 def test_nodes_that_have_lost_their_gpu_are_excluded(config: Path, tmp_path: Path, program: Program) -> None:
@@ -242,53 +191,6 @@ def test_nodes_that_have_lost_their_gpu_are_excluded(config: Path, tmp_path: Pat
     arguments = ("submit", config, "--cluster", tmp_path / "site.yaml", "--run", tmp_path / "run", "--dry-run")
     scripts = program(*arguments).out.split("#!/bin/bash\n")[1:]
     assert ["--exclude=n9,n2,n7\n" in script for script in scripts] == [True, True, False, True, True, True, True]
-
-
-def test_a_signal_before_the_task_could_handle_it_stops_the_task(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_text(tmp_path / "signals", "USR2\nTERM\n")
-    monkeypatch.setenv(EARLY_SIGNALS, str(tmp_path / "signals"))
-    task = runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=False, stop_seconds=60)
-    requeued: list[int] = []
-    with pytest.raises(SystemExit) as ended:
-        task._execute_recorded(
-            LaunchFolder(RunFolder(run)), "7", 0, lambda number, _: requeued.append(number), slurm=False
-        )
-    assert (ended.value.code, requeued) == (stop.EXIT_CODE, [signal.SIGUSR2])
-    assert contents(run / "recover", ".png") == {}
-
-
-def test_a_task_looks_again_for_inputs_that_appear_late(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    marker = run / "selected" / "done.json"
-    content = marker.read_bytes()
-    marker.unlink()
-    monkeypatch.setattr(time, "sleep", lambda seconds: marker.write_bytes(content))
-    runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=False, stop_seconds=60).execute()
-    assert len(contents(run / "recover", ".png")) == 8
-
-
-def test_inputs_that_do_not_appear_are_an_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (run / "selected" / "done.json").unlink()
-    monkeypatch.setattr(runner, "LATE_SECONDS", 0.0)
-    task = runner.TaskRunner(str(run), Task("recover", ClassRange(0, 3)), 4, gpu=False, stop_seconds=60)
-    with pytest.raises(runner.MissingInputsError, match="select: all"):
-        task.execute()
-
-
-def test_a_marker_that_the_file_system_hides_is_found_by_listing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(markers, "is_done", lambda folder: False)  # a remembered negative answer
-    seen = markers.Markers(load_config(str(run)), RunFolder(run), 4)
-    assert seen.missing_inputs("recover") == []
-
-
-def test_half_written_pickles_of_the_job_are_cleared(tmp_path: Path) -> None:
-    own = [tmp_path / "15_1_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl.save_tmp"]
-    others = [tmp_path / "15_10_0_result.pkl.save_tmp", tmp_path / "15_1_submitted.pkl"]
-    for path in (*own, *others):
-        path.touch()
-    runner.clear_stale(tmp_path, "15_1")
-    assert [path.exists() for path in (*own, *others)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.models import WeightsEnum
-from torchvision.models._api import Weights
 
 from delt_hpc.errors import UserError
 from delt_hpc.models import weights
@@ -272,54 +270,3 @@ def test_the_available_weights_are_listed() -> None:
     with pytest.raises(UserError) as caught:
         weights.check_torchvision("resnet50", "V1", 1000)
     assert caught.value.expected.startswith("IMAGENET1K_V1, IMAGENET1K_V2")
-
-
-@pytest.fixture
-def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """torch's cache of downloaded weights."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    return tmp_path / "hub" / "checkpoints"
-
-
-def test_weights_in_torch_s_cache_need_no_network(torch_home: Path) -> None:
-    member = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1
-    source, target = (build("mobilenet_v2", 1000, 32) for _ in range(2))
-    torch.save(source.state_dict(), torch_home / member.url.rsplit("/", 1)[1])
-    weights.fit(target, weights.download(member), str(member))
-    assert same(target.state_dict(), source.state_dict())
-
-
-def test_densenet_s_old_names_are_converted(torch_home: Path) -> None:
-    member = torchvision.models.DenseNet121_Weights.IMAGENET1K_V1
-    state = build("densenet121", 1000, 32).state_dict()
-    old = {key: tensor for key, tensor in state.items() if "num_batches" not in key}
-    for layer in ("norm", "conv"):
-        for number in "12":
-            old = {
-                key.replace(f"{layer}{number}", f"{layer}.{number}") if "denselayer" in key else key: tensor
-                for key, tensor in old.items()
-            }
-    assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    torch.save(old, torch_home / member.url.rsplit("/", 1)[1])
-    theirs = torchvision.models.densenet121(weights=member)
-    ours = build("densenet121", 1000, 32)
-    weights.fit(ours, weights.download(member), str(member))
-    assert same(ours.state_dict(), theirs.state_dict())
-
-
-def test_a_cached_file_that_is_more_than_weights_is_not_executed(torch_home: Path) -> None:
-    member = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-    torch.save({"model": Malicious(torch_home / "trace")}, torch_home / member.url.rsplit("/", 1)[1])
-    with pytest.raises(UserError, match="cannot be downloaded"):
-        weights.download(member)
-    assert not (torch_home / "trace").exists()
-
-
-def test_a_failed_download_names_the_alternative(torch_home: Path) -> None:
-    class Elsewhere(WeightsEnum):
-        V1 = Weights(url=(torch_home / "none-0123456789.pth").as_uri(), transforms=torch.nn.Identity, meta={})
-
-    with pytest.raises(UserError, match="V1 cannot be downloaded") as caught:
-        weights.download(Elsewhere.V1)
-    assert "teacher.checkpoint" in caught.value.remedy

@@ -7,7 +7,6 @@ import fcntl
 import io
 import re
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
@@ -25,13 +24,13 @@ from torchvision import datasets
 from delt_hpc.data.catalog import idx
 from delt_hpc.data.catalog.specs import SPECS
 from delt_hpc.errors import UserError, some
+from delt_hpc.run import network
 from delt_hpc.run.folder import writing_folder
 from delt_hpc.run.progress import Reporter
 
 Split = tuple[np.ndarray, np.ndarray]  # uint8 [n, height, width] or [n, height, width, 3]; class positions int64 [n]
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-DOWNLOAD_TIMEOUT_SECONDS = 30.0
 
 _DEFAULT_SPLITS = ("train", "val")
 _DIGITS = [str(digit) for digit in range(10)]
@@ -282,10 +281,16 @@ def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[
     """Move what torchvision downloads and unpacks as `inner` to `target`; leave nothing behind if it fails."""
     for stale in root.glob(".download.*"):
         shutil.rmtree(stale, ignore_errors=True)
-    previous_timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)  # a compute node's network may drop all packets silently
+    remedy = _REMEDIES[name].format(root=root)
+    if not network.allowed():
+        raise UserError(
+            f"`{name}` is missing, and jobs download nothing",
+            where=str(root),
+            expected=_layout(*_DEFAULT_SPLITS),
+            remedy=f"`delt-hpc fetch` where there is a network, or {remedy}",
+        )
     try:
-        with TemporaryDirectory(prefix=".download.", dir=root) as scratch:
+        with network.timeout(), TemporaryDirectory(prefix=".download.", dir=root) as scratch:
             with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
                 fetch(scratch)
             (Path(scratch) / inner).rename(target)
@@ -294,10 +299,8 @@ def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[
             f"`{name}` is missing, and its download failed: {' '.join(str(error).split())}",
             where=str(root),
             expected=_layout(*_DEFAULT_SPLITS),
-            remedy=_REMEDIES[name].format(root=root),
+            remedy=remedy,
         ) from None
-    finally:
-        socket.setdefaulttimeout(previous_timeout)
 
 
 _PROVIDERS: dict[str, Callable[[Path], None]] = {

@@ -1,6 +1,7 @@
 """How the images of each data set become network input: one spec a data set, used by every stage."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from delt_hpc.config.schema import Data
@@ -74,6 +75,11 @@ SPECS: dict[str, DatasetSpec] = {
         _imagenet_like("imagenet-1k", 1000),
     )
 }
+
+
+def root_of(data: Data) -> Path:
+    """The folder of the data set."""
+    return data.root or Path("data") / data.name
 
 
 def image_size(data: Data) -> int:

@@ -18,6 +18,7 @@ from torchvision import datasets
 from delt_hpc.data.catalog import sources
 from delt_hpc.data.index import class_folders, scan
 from delt_hpc.errors import UserError
+from delt_hpc.run import network
 
 fork = multiprocessing.get_context("fork")
 
@@ -289,3 +290,13 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be set up") as caught:
         sources.provide("digits", tmp_path / "file" / "digits", "train", "val")
     assert caught.value.where == str(tmp_path / "file" / "digits")
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "imagenette"])
+@pytest.mark.usefixtures("no_network")
+def test_a_job_downloads_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(network.VARIABLE, "0")
+    with pytest.raises(UserError, match="jobs download nothing") as caught:
+        sources.provide(name, tmp_path, "train", "val")
+    assert "`delt-hpc fetch` where there is a network" in caught.value.remedy
+    assert visible(tmp_path) == []
