@@ -53,7 +53,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     run = RunFolder(root)
     if root.exists() and not root.is_dir():
         raise UserError("is not a folder", where=str(root), remedy="give another run folder (--run)")
-    dataset = prepare(config, run)
+    dataset = prepare(config, run, reporter)
     classes, size = len(dataset.classes), dataset.spec.size
     teacher = config.teacher
     registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
