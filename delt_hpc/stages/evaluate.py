@@ -190,7 +190,7 @@ def _stored_labels(
 
     with locked(context.run.locks / f"labels-{name}", 0, 1, waits):
         folder = StageFolder(context, "evaluate", path)
-        if folder.done():
+        if late.seen(path) and folder.done():
             return labels
         folder.start()
         folder.stamp_resolved(resolved)
@@ -284,6 +284,7 @@ def soft_loss(network: Callable[[Tensor], Tensor], config: Evaluate) -> Callable
 
 
 def teacher_logits(network: Callable[[Tensor], Tensor], images: Tensor, config: Evaluate) -> Tensor:
+    """The teacher's logits [B, classes] of images [B, 3, S, S], without gradients, in the evaluation's precision."""
     with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
         return network(images)
 

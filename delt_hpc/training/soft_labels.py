@@ -224,8 +224,8 @@ class SoftLabels:
             raise UserError(
                 f"the disk is too full for the soft labels, which take {written(self.size)}",
                 where=str(self.folder),
-                remedy="free space, or choose a smaller evaluate.label_format or evaluate.epochs_kept,"
-                " or set evaluate.labels: online",
+                remedy="free space; or delete labels/ and evaluate/ of this run, and set a smaller"
+                " evaluate.label_format or evaluate.epochs_kept, or evaluate.labels: online",
             ) from None
 
 
