@@ -33,7 +33,6 @@ RecoverPrecision = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(ge=1, le=10**6)]
 Iterations = Annotated[int, Field(ge=0, le=10**6)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Crop = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -301,6 +300,10 @@ class Evaluate(Section):
     precision: Precision = value("auto", "autocast type; auto: bfloat16 where the device has it, else float32")
     compile: bool | Literal["auto"] = free("auto", "use torch.compile; auto: on a GPU if the work is worth it")
     validate_every: Positive = value(10, "epochs between two validations; the last epoch is always validated")
+
+    @property
+    def temperature_used(self) -> float:
+        return self.temperature or (4.0 if self.mix == "mixup" else 20.0)
 
 
 class Machine(Section):

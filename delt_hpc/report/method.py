@@ -117,12 +117,11 @@ def _stored(evaluate: Evaluate) -> str:
 def _evaluate(config: Config) -> str:
     evaluate = config.evaluate
     mix = {"cutmix": "CutMix", "mixup": "mixup", "none": "no mixing"}[evaluate.mix]
-    temperature = evaluate.temperature or (4.0 if evaluate.mix == "mixup" else 20.0)
     strips = evaluate.shuffle_patches
     shuffled = f", {strips} x {strips} shuffled patches" if strips > 1 else ""
     batch = " (normalised by the statistics of the batch)" if evaluate.teacher_statistics == "batch" else ""
     loss = (
-        f"at temperature {temperature:g}"
+        f"at temperature {evaluate.temperature_used:g}"
         if evaluate.soft_loss == "kl"
         else f"(loss: squared error of the logits + {evaluate.ce_weight:g} x cross-entropy with the class labels)"
     )

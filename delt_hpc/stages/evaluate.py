@@ -220,13 +220,13 @@ def _index(context: Context, trial: Trial) -> Index:
     index = _images(context, trial)
     counts, ipc = index.counts(len(context.dataset.classes)), context.config.select.ipc
     wrong = [
-        f"{folder}: {count}"
+        f"{folder} has {count}"
         for folder, count in zip(context.dataset.classes.folders, counts.tolist(), strict=True)
         if count != ipc
     ]
     if wrong:
         raise UserError(
-            f"{len(wrong)} classes do not have {ipc} images: {some(wrong)}",
+            f"{len(wrong)} of {len(counts)} classes do not have {ipc} images: {some(wrong)}",
             where=str(index.root),
             remedy="run the stage that makes this folder again",
         )
@@ -266,7 +266,7 @@ def soft_loss(network: Callable[[Tensor], Tensor], config: Evaluate) -> Callable
     `kl`: KL(softmax(t / T) || softmax(s / T)), mean over the images. `mse_ce`: the mean of (s - t)^2 plus `ce_weight`
     times the cross-entropy with the labels (EDC, arXiv 2404.13733).
     """
-    temperature = soft_labels.temperature(config)
+    temperature = config.temperature_used
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         target = teacher_logits(network, images, config)

@@ -125,13 +125,8 @@ def encoding(config: Evaluate, classes: int) -> Encoding:
             where=f"evaluate.label_top_k: {config.label_top_k}",
             remedy="lower it, or set evaluate.label_format: float16",
         )
-    softened = temperature(config) if config.soft_loss == "kl" else None
+    softened = config.temperature_used if config.soft_loss == "kl" else None
     return Encoding(config.label_format, classes, config.label_top_k, softened)
-
-
-def temperature(config: Evaluate) -> float:
-    """The temperature of the soft labels."""
-    return config.temperature or (4.0 if config.mix == "mixup" else 20.0)
 
 
 @dataclass(frozen=True, eq=False)
