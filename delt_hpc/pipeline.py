@@ -17,7 +17,15 @@ from delt_hpc.keyed_random import digest
 from delt_hpc.models import registry, torchvision_files, weights
 from delt_hpc.recovery.blocks import check_blocks
 from delt_hpc.run import checksums, stop, tracker
-from delt_hpc.run.folder import RunFolder, check_stamp, stage_folders, stage_identity, watch, write_text
+from delt_hpc.run.folder import (
+    RunFolder,
+    check_stamp,
+    remove_leftovers,
+    stage_folders,
+    stage_identity,
+    watch,
+    write_text,
+)
 from delt_hpc.run.lock import locked
 from delt_hpc.run.progress import Reporter
 from delt_hpc.stages.aggregate import aggregate
@@ -27,6 +35,7 @@ from delt_hpc.stages.recover import recover
 from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
+from delt_hpc.training import soft_labels
 from delt_hpc.training.trial import Trial
 
 _LOCKS = 2**30  # of a stage: more than there are classes
@@ -49,6 +58,7 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     teacher = config.teacher
     registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
     check_blocks(config, classes, size)
+    soft_labels.encoding(config.evaluate, classes)
     for student in config.evaluate.students:
         registry.check(student, classes, size, where="evaluate.students")
     if teacher.weights:
@@ -63,6 +73,8 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     if not run.config.exists() or run.config.read_text(encoding="utf-8") != text:
         write_text(run.config, text)
     watch(run.root)
+    for folder in (run.root, run.index("train").parent):
+        remove_leftovers(folder)
     return Context(config, run, dataset, device, reporter)
 
 

@@ -11,6 +11,7 @@ from delt_hpc.config.schema import STAGES
 from delt_hpc.errors import UserError, some
 from delt_hpc.launch import request
 from delt_hpc.launch import status as states
+from delt_hpc.launch.show import size
 from delt_hpc.run.folder import RunFolder
 from delt_hpc.run.lock import all_locked
 
@@ -36,8 +37,8 @@ def clean(
         typer.echo(json.dumps({"run": str(run), "removed": yes, "groups": rows}, indent=2))
         return
     for group in groups:
-        typer.echo(f"{group.files:9,} files  {_size(group.bytes):>10}  {group.what}")
-    total = f"{sum(group.files for group in groups):9,} files  {_size(sum(group.bytes for group in groups)):>10}"
+        typer.echo(f"{group.files:9,} files  {size(group.bytes):>10}  {group.what}")
+    total = f"{sum(group.files for group in groups):9,} files  {size(sum(group.bytes for group in groups)):>10}"
     if not groups:
         typer.echo(f"{run}: nothing to remove")
     elif yes:
@@ -55,12 +56,3 @@ def _refuse_live_tasks(opened: request.OpenedRun) -> None:
             where=str(opened.run.root),
             remedy="wait until they end, or cancel them: `delt-hpc cancel`",
         )
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

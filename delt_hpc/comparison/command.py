@@ -7,7 +7,7 @@ import typer
 
 from delt_hpc.config.load import load_config
 from delt_hpc.config.options import Quiet, Set
-from delt_hpc.errors import UserError
+from delt_hpc.errors import UserError, some
 from delt_hpc.run import stop
 
 Sources = Annotated[
@@ -66,8 +66,9 @@ def compare(
         _conclude(drive.collect([Path(source) for source in sources], target))
         return
     if len(sources) > 1:
+        others = [source for source in sources if not _is_finished(source)]
         raise UserError(
-            "several sources can only be collected",
+            f"several sources can only be collected{f'; not a run folder: {some(others)}' if others else ''}",
             where=" ".join(sources),
             expected="one configuration, or run folders and results (.json) without other options",
         )

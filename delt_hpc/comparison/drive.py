@@ -34,6 +34,9 @@ def run(entries: Sequence[Entry], folder: Path, out: Path, reporter: Reporter) -
         Interrupted: a stop was requested.
     """
     left = missing(entries, out)
+    for entry in left:
+        if entry.external:
+            prepare(entry, entries, folder, reporter)  # a set that does not fit is refused before any training
     for number, entry in enumerate(left, start=1):
         stop.check()
         reporter.say(f"compare {number}/{len(left)}: {entry.name}")

@@ -171,10 +171,10 @@ def _png(pixels: np.ndarray) -> bytes:
 
 def _check_counts(folder: Path, classes: ClassMap, labels: Sequence[int], ipc: int) -> None:
     counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(classes)).tolist()
-    wrong = [f"{name}: {count}" for name, count in zip(classes.folders, counts, strict=True) if count != ipc]
+    wrong = [f"{name} has {count}" for name, count in zip(classes.folders, counts, strict=True) if count != ipc]
     if wrong:
         raise UserError(
-            f"{len(wrong)} classes do not have {ipc} images: {some(wrong)}",
+            f"{len(wrong)} of {len(classes)} classes do not have {ipc} images: {some(wrong)}",
             where=str(folder),
             remedy="compare with the same number of images (--set select.ipc=N); class folders are named as those of"
             " the data set, or by class index",

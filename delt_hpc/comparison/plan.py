@@ -134,7 +134,7 @@ def _check_names(names: Sequence[str], sets: Mapping[str, Path]) -> None:
         )
     absent = [f"{name}={folder}" for name, folder in sets.items() if not folder.exists()]
     if absent:
-        raise UserError("there is no such folder", where=f"--external {absent[0]}")
+        raise UserError("there is no such folder or file", where=f"--external {absent[0]}", expected="NAME=FOLDER")
 
 
 def _values(text: str) -> list[str]:

@@ -123,7 +123,7 @@ def read_report(root: Path) -> dict[str, Any]:
     """
     run = RunFolder(root)
     if not is_done(run.report):
-        raise UserError("has no report", where=str(root), remedy=f"delt-hpc report {root}")
+        raise UserError("has no report", where=str(root), remedy=f"finish the run: delt-hpc run {root}")
     checksums.require(run.report, "report", [REPORT])
     return tables.record(run.report / REPORT, ("headline", "accuracy", "costs", "diversity", "teacher", "versions"))
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from delt_hpc.export import labels
 from delt_hpc.export.images import Format
-from delt_hpc.export.run import FinishedRun
+from delt_hpc.export.run import FOLLOWED, FinishedRun
 from delt_hpc.version import VERSION
 
 TEACHER = "teacher.safetensors"
@@ -37,16 +37,10 @@ def _training(source: FinishedRun) -> dict[str, Any]:
     return {
         "students": given.students,
         "seeds": given.seeds,
-        "epochs": given.epochs,
-        "batch_size": given.batch_size,
         "optimizer": "AdamW",
-        "lr": given.lr,
-        "lr_schedule": given.lr_schedule,
-        "weight_decay": given.weight_decay,
-        "mix": given.mix,
-        "temperature": given.temperature or (4.0 if given.mix == "mixup" else 20.0),
-        "randaugment": given.randaugment,
-        "crop_scale": given.crop_scale,
+        **given.model_dump(include=set(FOLLOWED)),
+        "temperature": given.temperature_used,
+        "mirror": source.dataset.spec.mirror and given.mirror,
         "precision": source.precision,
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from delt_hpc.config.load import load_config
-from delt_hpc.config.schema import Config, Evaluate
+from delt_hpc.config.schema import Config, Evaluate, is_free
 from delt_hpc.data.dataset import Dataset, open_dataset
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError, some
@@ -16,6 +16,17 @@ from delt_hpc.report import accuracy
 from delt_hpc.report.content import ArmResult
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import RESOLVED, STAMP, RunFolder, is_done, read_json
+
+# Options of `evaluate` that the training script of an export follows (protocol.json has them), and those that change
+# nothing in it. It can only follow the defaults of all others.
+FOLLOWED = (
+    *("epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "mix", "temperature", "randaugment", "crop_scale"),
+    *("soft_loss", "ce_weight", "teacher_statistics", "shuffle_patches", "mirror", "precision"),
+)
+WITHOUT_EFFECT = (
+    *("ema_decay", "validate_every"),  # of figures that it does not give
+    *("label_format", "label_top_k"),  # of stored labels, which it cannot follow
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +63,7 @@ def open_finished(folder: Path) -> FinishedRun:
     if not run.config.is_file():
         raise UserError("is not a run folder", where=str(folder), expected="a folder with config.yaml, made by a run")
     config = load_config(str(folder))
-    _refuse_protocol(config.evaluate)
+    _refuse_protocol(folder, config.evaluate)
     for made, stage in ((run.teacher, "squeeze"), (run.distilled, "aggregate")):
         if not is_done(made):
             raise UserError("is missing or not finished", where=str(made), remedy=f"run the stage `{stage}` first")
@@ -77,15 +88,18 @@ def open_finished(folder: Path) -> FinishedRun:
     )
 
 
-def _refuse_protocol(given: Evaluate) -> None:
-    """The training script of an export follows DELT's protocol, without the options that only other papers need."""
+def _refuse_protocol(folder: Path, given: Evaluate) -> None:
+    """Refuse what the training script of an export does not do: options only other papers need, and unknown ones."""
+    known = {*FOLLOWED, *WITHOUT_EFFECT}
+    refused = [name for name, field in Evaluate.model_fields.items() if name not in known and not is_free(field)]
     usual = Evaluate()
-    names = ("soft_loss", "teacher_statistics", "shuffle_patches", "mirror")
     found = [
-        f"evaluate.{name}: {getattr(given, name)}" for name in names if getattr(given, name) != getattr(usual, name)
+        f"evaluate.{name}: {getattr(given, name)}" for name in refused if getattr(given, name) != getattr(usual, name)
     ]
     if found:
         raise UserError(
             f"the training script of an export cannot follow this protocol: {some(found)}",
-            expected="the defaults of these options",
+            where=str(folder),
+            expected=", ".join(f"{name}: {getattr(usual, name)}" for name in refused),
+            remedy="make another run with such values; `distilled/` of this run is an ImageFolder, too",
         )

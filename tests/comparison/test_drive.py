@@ -236,7 +236,10 @@ def broken_sets() -> list[tuple[Any, str]]:
         ((images, labels[:5]), r"has images \[12, 3, 8, 8\] and labels \[5\]"),
         ((images[..., :4], labels), r"has images \[12, 3, 8, 4\]"),
         ((images, labels + 1), "has the label 4"),
-        ((images, torch.arange(12) % 3), "4 classes do not have 3 images: 00010: 4, 10: 4, two words: 4, été: 0"),
+        (
+            (images, torch.arange(12) % 3),
+            "4 of 4 classes do not have 3 images: 00010 has 4, 10 has 4, two words has 4, été has 0",
+        ),
         ((images / 0, labels), "contains NaN or infinite values"),
         ({"images": images}, "is not a distilled set"),
     ]
@@ -250,6 +253,14 @@ def test_what_is_no_distilled_set(content: Any, message: str, made: Path, source
     with pytest.raises(UserError, match=message):
         delt_hpc.compare(source, [], root, external={"other": given})
     assert not (root / "other" / "distilled").exists()
+
+
+def test_a_wrong_set_is_refused_before_any_training(source: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given.pt"
+    torch.save((torch.rand(12, 3, 8, 8), torch.arange(12) % 3), given)
+    with pytest.raises(UserError, match="classes do not have 3 images"):
+        delt_hpc.compare(source, [], tmp_path / "runs", external={"other": given})
+    assert not list((tmp_path / "runs").glob("*/teacher"))
 
 
 def test_files_that_are_no_tensors(made: Path, source: Path, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_an_external_set_needs_a_teacher_and_students(tmp_path: Path) -> None:
         ({"external": {"delt": Path()}}, r"--external delt: is taken by a method"),
         ({"external": {"random": Path()}}, r"--external random: is taken by a method"),
         ({"external": {"a/b": Path()}}, r"--external a/b: cannot name a folder"),
-        ({"external": {"mtt": Path("nowhere")}}, r"--external mtt=nowhere: there is no such folder"),
+        ({"external": {"mtt": Path("nowhere")}}, r"--external mtt=nowhere: there is no such folder or file"),
     ],
 )
 def test_what_cannot_be_compared(arguments: dict[str, object], message: str) -> None:

@@ -12,13 +12,14 @@ from helpers.program import Program
 from helpers.toy import FOLDERS, copy_run, images_of
 from torchvision.datasets import ImageFolder
 
+from delt_hpc.config.schema import Evaluate, is_free
 from delt_hpc.context import Context
 from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.export import images
 from delt_hpc.export.export import export
 from delt_hpc.export.images import FORMATS, Format
-from delt_hpc.export.run import open_finished
+from delt_hpc.export.run import FOLLOWED, WITHOUT_EFFECT, open_finished
 from delt_hpc.run import stop
 from delt_hpc.run.progress import Reporter
 
@@ -181,13 +182,29 @@ def test_an_unfinished_run_is_refused(finished: Context, tmp_path: Path) -> None
         export(tmp_path / "nothing", tmp_path / "out", "imagefolder", QUIET)
 
 
-def test_a_protocol_that_the_training_script_does_not_know_is_refused(finished: Context, tmp_path: Path) -> None:
-    root = copy_run(finished, tmp_path / "run")
-    config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
-    config["evaluate"] |= {"shuffle_patches": 2, "mirror": False}
-    (root / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
-    with pytest.raises(UserError, match=r"cannot follow this protocol: evaluate\.shuffle_patches: 2, ev"):
-        open_finished(root)
+def test_every_option_of_the_students_training_is_followed_refused_or_without_effect(
+    finished: Context, tmp_path: Path
+) -> None:
+    """An option that nobody has assigned is refused unless it has its default."""
+    refused = {"labels": "stored", "epochs_kept": 1}
+    values = {name for name, field in Evaluate.model_fields.items() if not is_free(field)}
+    assert {*FOLLOWED, *WITHOUT_EFFECT} <= values
+    assert values - {*FOLLOWED, *WITHOUT_EFFECT} == refused.keys()
+    for name, value in refused.items():
+        root = copy_run(finished, tmp_path / name)
+        config = yaml.safe_load((root / "config.yaml").read_text(encoding="utf-8"))
+        config["evaluate"][name] = value
+        (root / "config.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+        with pytest.raises(UserError, match=rf"evaluate\.{name}: {value}\n"):
+            open_finished(root)
+
+
+def test_the_training_script_reads_every_setting_that_it_is_given(finished: Context, tmp_path: Path) -> None:
+    folder = make(finished, tmp_path / "out")
+    training = json.loads((folder / "protocol.json").read_text(encoding="utf-8"))["training"]
+    assert training.keys() == {*FOLLOWED, "students", "seeds", "optimizer"}
+    script = (folder / "train.py").read_text(encoding="utf-8") + (folder / "dataset.py").read_text(encoding="utf-8")
+    assert [name for name in training if f'["{name}"]' not in script] == ["optimizer"]  # only told to readers
 
 
 def test_a_stop_leaves_nothing(finished: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,9 @@ class Runs:
         else:
             return f"the remedy does not work: {self.log.read_text()[-300:]}"
         found, expected = results(self.run, measured.work.results), measured.expected
+        left = [path.name for path in self.run.rglob(".*.tmp")]
+        if left:
+            return f"temporary files of dead processes are left: {left}"
         different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         return f"other results: {different[:4]}" if different else ""
 

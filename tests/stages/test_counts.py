@@ -24,7 +24,7 @@ def test_an_arm_with_fewer_images_than_ipc_is_refused(finished: Context, start: 
     table.write_text("".join(table.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
     done = read_json(marker)
     write_json(marker, done | {"files": done["files"] | checksums.listing(root / "selected", [table])})
-    with pytest.raises(UserError, match=f"1 classes do not have 3 images: {FOLDERS[3]}: 2"):
+    with pytest.raises(UserError, match=f"1 of 4 classes do not have 3 images: {FOLDERS[3]} has 2"):
         start(root, ("evaluate",), {"evaluate": {"arms": ["selected-hard"]}})
     assert not list(root.glob("evaluate/*/result.json"))
 

@@ -15,6 +15,7 @@ from delt_hpc.distilled import manifest
 from delt_hpc.errors import UserError
 from delt_hpc.pipeline import run_stages
 from delt_hpc.run import stop
+from delt_hpc.run.folder import _host
 from delt_hpc.stages.select import select
 
 
@@ -149,3 +150,13 @@ def test_a_checkpoint_beside_finished_work_is_removed(copy: Path, start: Start) 
     checkpoint.write_bytes(b"left")
     start(copy, ("recover",))
     assert not checkpoint.exists()
+
+
+def test_temporary_files_of_dead_processes_beside_the_stages_are_removed(copy: Path, start: Start) -> None:
+    with holder(copy / "locks" / "none", 0, 1) as process:
+        dead = process.pid
+    left = [copy / folder / f".some.csv.{_host()}-{dead}-0a1b2c3d.tmp" for folder in ("", "index")]
+    for path in left:
+        path.touch()
+    start(copy, ())
+    assert [path for path in left if path.exists()] == []

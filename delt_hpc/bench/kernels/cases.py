@@ -26,7 +26,7 @@ from delt_kernels.dispatch import Backend
 SIZES = {"resnet18": 224, "resnet50": 224, "convnet4": 64}
 # Images of each segment when eight batches of 100 (50 images a class) are packed, one in each of the eight rounds.
 SEGMENTS = (14, 28, 40, 52, 64, 76, 88, 100)
-BN_EPS, ADAM_EPS, BETAS, FIRST_WEIGHT = 1e-5, 1e-8, (0.5, 0.9), 10.0
+ADAM_EPS, BETAS, FIRST_WEIGHT = 1e-8, (0.5, 0.9), 10.0
 SMALLEST_CROP, JITTER = 0.25, 4
 
 Tensors = tuple[Tensor, ...]
