@@ -12,7 +12,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec, resolve, root_of
 from delt_hpc.data.index import ClassMap, Index, class_folders, from_pairs, scan
 from delt_hpc.errors import UserError, some
 from delt_hpc.keyed_random import digest
-from delt_hpc.run import checksums
+from delt_hpc.run import checksums, late
 from delt_hpc.run.folder import RunFolder, differences, read_json
 from delt_hpc.run.progress import Reporter
 
@@ -113,7 +113,8 @@ def _set_up(config: Config, run: RunFolder, reporter: Reporter) -> None:
 
 def _require_unchanged(run: RunFolder, record: dict[str, Any]) -> None:
     """Refuse a class map or an index other than the one that was recorded."""
-    found = checksums.changed(run.root, record[checksums.FILES])
+    files = record[checksums.FILES]
+    found = late.settled(run.root, lambda: checksums.changed(run.root, files))
     if found:
         raise UserError(f"changed since they were written: {some(found)}", where=str(run.root), remedy=_REMEDY)
 

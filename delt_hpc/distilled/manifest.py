@@ -18,7 +18,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.index import ClassMap, Index
 from delt_hpc.data.transforms import BAD_IMAGE, BadImageError, decode
 from delt_hpc.errors import UserError, some
-from delt_hpc.run import checksums
+from delt_hpc.run import checksums, late
 from delt_hpc.run.folder import DONE, STAMP, read_json
 
 MANIFEST, FACTS, CLASSES, CARD = "manifest.csv", "dataset.json", "classes.csv", "README.md"
@@ -133,7 +133,7 @@ def require(folder: Path) -> None:
     Raises:
         UserError: names every defect.
     """
-    found = faults(folder)
+    found = late.settled(folder, lambda: faults(folder))
     if found:
         raise UserError(
             f"{len(found)} fault(s): {some(found)}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from delt_hpc.errors import UserError, some
+from delt_hpc.run import late
 from delt_hpc.run.folder import CHECKPOINT, DONE, STAMP, is_done, is_temporary, read_json, write_json
 
 FILES, CHECKSUM = "files", "checksum"
@@ -154,7 +155,7 @@ def require(folder: Path, stage: str, names: Sequence[str] | None = None) -> Non
     Raises:
         UserError: names the files that are missing or changed.
     """
-    found = faults(folder, names)
+    found = late.settled(folder, lambda: faults(folder, names))
     if found and not faults(folder, names, outside=False):
         raise UserError(
             f"{len(found)} image(s) that `delt-hpc clean` removed are no longer in the data set:\n    " + some(found),

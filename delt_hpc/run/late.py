@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from delt_hpc.run import stop
@@ -34,6 +34,24 @@ def seen(folder: Path) -> bool:
     Listing the folders makes the file system ask its server again.
     """
     return is_done(folder) or (folder.name in names(folder.parent) and DONE in names(folder))
+
+
+def settled(folder: Path, faults: Callable[[], list[str]]) -> list[str]:
+    """The faults of a finished folder that are still there after a job has looked again for a while.
+
+    A marker may be seen before a file that is older. Listing the folder and those in it makes the file system ask
+    its server again.
+
+    Raises:
+        Interrupted: a stop was requested meanwhile.
+    """
+    end = time.monotonic() + float(os.environ.get(VARIABLE, "0"))
+    while (found := faults()) and time.monotonic() < end:
+        stop.check()
+        time.sleep(_POLL_SECONDS)
+        for listed in (folder.parent, *(folder / name for name in names(folder))):
+            names(listed)
+    return found
 
 
 def names(folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def _collect(context: Context) -> pd.DataFrame:
             if not is_done(folder):
                 faults.append(f"recover/{batch.id}: not finished (classes {batch.first}-{batch.last})")
                 continue
-            changed = checksums.faults(folder)
+            # The first damaged batch has waited long enough for all.
+            changed = checksums.faults(folder) if faults else late.settled(folder, partial(checksums.faults, folder))
             if changed:
                 faults += [f"recover/{batch.id}/{fault}" for fault in changed]
                 continue

@@ -16,7 +16,7 @@ from helpers.program import Program
 
 from delt_hpc.config.load import dump_config, load_config
 from delt_hpc.errors import UserError
-from delt_hpc.launch import environment, records, request
+from delt_hpc.launch import environment, queue, records, request
 from delt_hpc.launch.plan import Task
 from delt_hpc.launch.process import ProcessIdentity
 from delt_hpc.launch.records import LaunchFolder, exclusive
@@ -217,3 +217,24 @@ def test_a_damaged_record_is_an_error(tmp_path: Path) -> None:
     write_text(folder.jobs / "1.json", "{")
     with pytest.raises(UserError, match="is damaged"):
         records.submissions(folder)
+
+
+def test_a_job_is_on_record_before_it_is_submitted_and_found_after_ctrl_c(
+    config: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts: list[str] = []
+
+    def interrupted(script: str) -> str:
+        scripts.append(script)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(queue, "submit", interrupted)
+    monkeypatch.setattr(queue, "max_array_size", lambda: 1001)
+    assert program("submit", config, "--cluster", "generic-cpu", "--run", tmp_path / "run").code == 130
+    ((_, intent),) = records.intents(LaunchFolder(RunFolder(tmp_path / "run")))
+    assert f"#SBATCH --comment=delt-hpc:{intent.token}\n" in scripts[0]
+    assert f"#SBATCH --job-name={intent.name}\n" in scripts[0]
+    answers = {"%F|%k": f"31|delt-hpc:{intent.token}\n", queue._SQUEUE_FORMAT: "31|PENDING||0:00|Priority\n"}
+    monkeypatch.setattr(queue, "call", lambda *command: answers.get(command[-1], ""))
+    shown = json.loads(program("status", tmp_path / "run", "--json").out)
+    assert (shown["tasks"][0]["job"], shown["tasks"][0]["state"]) == ("31", "pending")

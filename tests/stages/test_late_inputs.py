@@ -1,5 +1,6 @@
 """Inputs that another node has just finished, and that the file system of this node shows late."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from delt_hpc.config.schema import Config, Stage
 from delt_hpc.errors import UserError
 from delt_hpc.pipeline import open_run, run_stages
 from delt_hpc.run import late
+from delt_hpc.run.folder import STAMP
 from delt_hpc.run.progress import Reporter
 
 READS: dict[Stage, tuple[str, str]] = {  # stage: an input, and the folder with the stage's results
@@ -46,9 +48,10 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.parametrize("what", ["marker", "a file beside it"])
 @pytest.mark.parametrize("stage", READS)
 def test_a_job_looks_again_and_others_do_not(
-    stage: Stage, config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, what: str, config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, (read, written) = tmp_path / "run", READS[stage]
     shutil.copytree(finished, root)
@@ -56,17 +59,21 @@ def test_a_job_looks_again_and_others_do_not(
     if stage == "rank":
         (root / "ranking.csv").unlink()
     marker = root / read / "done.json"
-    content = marker.read_bytes()
-    marker.unlink()
+    listed = [root / read / name for name in json.loads(marker.read_text())["files"] if name != STAMP]
+    hidden = marker
+    if what == "a file beside it":
+        hidden = root / "ranking.csv" if stage == "select" else max(listed, key=lambda path: path.stat().st_size)
+    content = hidden.read_bytes()
+    hidden.unlink()
     context = open_run(config, root, Reporter(quiet=True))
     with pytest.raises(UserError):
         run_stages(context, [stage])
     looks: list[float] = []
 
-    def appears(seconds: float) -> None:  # a fake of the time in which the file system shows the marker
+    def appears(seconds: float) -> None:  # a fake of the time in which the file system shows the file
         looks.append(seconds)
         if len(looks) == 3:
-            marker.write_bytes(content)
+            hidden.write_bytes(content)
 
     monkeypatch.setenv(late.VARIABLE, "60")
     monkeypatch.setattr(time, "sleep", appears)
