@@ -105,10 +105,12 @@ def warmup(config: Source, run_folder: Run = None, overrides: Set = None, classe
 
     loaded = load_config(config, overrides or ())
     wanted = ClassRange.parse(classes) if classes is not None else None
+    from delt_hpc.recovery import compile_cache  # noqa: PLC0415
     from delt_hpc.recovery.warmup import warmup as warm  # noqa: PLC0415
     from delt_hpc.run.folder import RunFolder  # noqa: PLC0415
 
-    done = warm(loaded, RunFolder(run_folder_of(config, run_folder, loaded)), wanted)
+    with compile_cache.private():
+        done = warm(loaded, RunFolder(run_folder_of(config, run_folder, loaded)), wanted)
     start = "warm" if done.from_pack else "cold"
     typer.echo(f"first iteration after {done.first_seconds:.1f} s ({start}), all in {done.seconds:.1f} s")
     typer.echo(f"compiled kernels: {done.folder}")

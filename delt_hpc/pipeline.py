@@ -35,6 +35,7 @@ from delt_hpc.stages.recover import recover
 from delt_hpc.stages.report import report
 from delt_hpc.stages.select import select
 from delt_hpc.stages.squeeze import squeeze
+from delt_hpc.training import soft_labels
 from delt_hpc.training.trial import Trial
 
 _LOCKS = 2**30  # of a stage: more than there are classes
@@ -52,11 +53,12 @@ def open_run(config: Config, root: Path, reporter: Reporter) -> Context:
     run = RunFolder(root)
     if root.exists() and not root.is_dir():
         raise UserError("is not a folder", where=str(root), remedy="give another run folder (--run)")
-    dataset = prepare(config, run)
+    dataset = prepare(config, run, reporter)
     classes, size = len(dataset.classes), dataset.spec.size
     teacher = config.teacher
     registry.check(teacher.model, classes, size, where="teacher.model", needs_batch_norm=True)
     check_blocks(config, classes, size)
+    soft_labels.encoding(config.evaluate, classes)
     for student in config.evaluate.students:
         registry.check(student, classes, size, where="evaluate.students")
     if teacher.weights:

@@ -62,6 +62,15 @@ def test_every_command_has_help(command: str, program: Program) -> None:
     assert ("--set" in answer.out) == (command in ("run", "check", "compare", "config", *STAGES))
 
 
+def test_a_shell_completes_commands(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")  # the test may run outside any shell
+    script = program("--show-completion", "bash")
+    assert (script.code, "_DELT_HPC_COMPLETE=complete_bash" in script.out) == (0, True)
+    for name, value in {"_DELT_HPC_COMPLETE": "complete_bash", "COMP_WORDS": "delt-hpc sta", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert program().out == "status\n"
+
+
 def test_the_version(program: Program) -> None:
     assert program("--version") == (0, f"{VERSION}\n", "")
 

@@ -22,6 +22,7 @@ from delt_hpc.recovery.batch_folder import IMAGES
 from delt_hpc.recovery.batches import plan
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import CHECKPOINT, DONE, RunFolder, is_abandoned, is_done, is_temporary, read_json
+from delt_hpc.training.trial import trials
 
 COMPILED = "compile-cache"
 
@@ -65,6 +66,7 @@ def find(config: Config, run: RunFolder) -> list[Group]:
         _copies("images of finished batches, also in distilled/", _distilled(run)),
         _copies("selected images, also in the data set", _selected(config, run)),
         _paths("checkpoints of finished work", _checkpoints(run)),
+        _paths("stored soft labels of finished trainings, which `evaluate` can make again", _labels(config, run)),
         _paths("compiled kernels", [run.root / COMPILED]),
         _paths("damaged files that were set aside", [run.broken]),
         _paths("files that killed processes left half-written", _leftovers(run)),
@@ -127,6 +129,10 @@ def _same(path: Path, listed: dict[str, object] | None) -> bool:
 def _checkpoints(run: RunFolder) -> list[Path]:
     folders = [run.teacher, *run.recover.glob("*"), *run.evaluate.glob("*")]
     return [folder / CHECKPOINT for folder in folders if is_done(folder)]
+
+
+def _labels(config: Config, run: RunFolder) -> list[Path]:
+    return [run.labels] if all(is_done(trial.folder(run)) for trial in trials(config.evaluate)) else []
 
 
 def _leftovers(run: RunFolder) -> list[Path]:

@@ -17,6 +17,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         *_ranking(config),
         *_teacher(config.teacher),
         *_training(config),
+        *_labels(config),
         *_data(config.data),
         *_lists(config),
     ]
@@ -104,6 +105,18 @@ def _training(config: Config) -> Iterator[tuple[str, str]]:
     warm, epochs = config.squeeze.warmup_epochs, config.squeeze.epochs
     if warm >= epochs and config.teacher.source == "train":
         yield "squeeze.warmup_epochs", f"{warm} must be less than squeeze.epochs = {epochs}"
+
+
+def _labels(config: Config) -> Iterator[tuple[str, str]]:
+    evaluate = config.evaluate
+    if evaluate.epochs_kept and evaluate.epochs_kept > evaluate.epochs:
+        yield "evaluate.epochs_kept", f"{evaluate.epochs_kept} is more than evaluate.epochs = {evaluate.epochs}"
+    if evaluate.labels == "online":
+        return
+    if not any(arm.endswith("soft") for arm in evaluate.arms):
+        yield "evaluate.labels", "stored: no arm has soft labels; add one to evaluate.arms, e.g. distilled-soft"
+    if config.data.on_bad == "skip":
+        yield "evaluate.labels", "stored: every image has a label, so none can be skipped; set data.on_bad: raise"
 
 
 def _data(data: Data) -> Iterator[tuple[str, str]]:

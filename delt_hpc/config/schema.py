@@ -23,6 +23,7 @@ Arm = Literal[
     "full-soft", "full-hard",
 ]  # fmt: skip
 Loader = Literal["auto", "dali-gpu", "dali-cpu", "torchvision"]
+LabelFormat = Literal["float32", "float16", "top_k", "int8"]
 OnBad = Literal["raise", "skip"]
 Precision = Literal["auto", "float32", "bfloat16"]
 ScorePrecision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -283,6 +284,10 @@ class Evaluate(Section):
     temperature: Annotated[float, Field(gt=0)] | None = value(
         None, "temperature of the soft labels; default: 4 with mixup, else 20"
     )
+    labels: Literal["online", "stored"] = later("online", "soft labels: of the teacher, or of a file (docs/labels.md)")
+    label_format: LabelFormat = later("float16", "of stored logits; float32: exact; top_k: the largest of each image")
+    label_top_k: Positive = later(10, "top_k: stored logits of each image, fewer than there are classes")
+    epochs_kept: Positive | None = later(None, "epochs with draws and labels of their own, then repeated; default: all")
     randaugment: bool = value(True, "apply RandAugment m6 n2 mstd1.0")
     crop_scale: CropScale = value([0.25, 1.0], "smallest and largest area of the random crop, as a share of the image")
     shuffle_patches: Annotated[int, Field(ge=1, le=64)] = later(

@@ -76,7 +76,7 @@ def check(config: Config, reporter: Reporter) -> DataCheck:
         UserError: the data set is not found, or a class has no files, so that there is nothing to read.
     """
     data = config.data
-    folders, train_index, val_index = locate(data)
+    folders, train_index, val_index = locate(data, reporter)
     size = _known_size(data)
     pixels = np.zeros((3, 256), dtype=np.int64)
     train_files = _read_all(train_index, "checking train", reporter, size, config.seed, pixels)

@@ -14,6 +14,7 @@ from delt_hpc.errors import UserError, some
 from delt_hpc.keyed_random import digest
 from delt_hpc.run import checksums
 from delt_hpc.run.folder import RunFolder, differences, read_json
+from delt_hpc.run.progress import Reporter
 
 _REMEDY = "delete dataset.json; the next command scans the data set again and compares it with what the run has made"
 # Names that files beside the class folders have, in selected/ and distilled/.
@@ -34,7 +35,7 @@ class Dataset:
     val: Index
 
 
-def prepare(config: Config, run: RunFolder) -> Dataset:
+def prepare(config: Config, run: RunFolder, reporter: Reporter | None = None) -> Dataset:
     """The run's data set; the first call finds it and records it in the run folder.
 
     Raises:
@@ -43,7 +44,7 @@ def prepare(config: Config, run: RunFolder) -> Dataset:
     """
     _refuse_overlap(config, run)
     if not run.dataset.exists():
-        _set_up(config, run)
+        _set_up(config, run, reporter or Reporter())
     record = checksums.read_sealed(run.dataset, _REMEDY)
     found = differences(record["made_with"], _values(config))
     if found:
@@ -70,14 +71,14 @@ def open_dataset(config: Config, run: RunFolder) -> Dataset:
     )
 
 
-def locate(data: Data) -> tuple[list[str], Index, Index]:
+def locate(data: Data, reporter: Reporter) -> tuple[list[str], Index, Index]:
     """The class folders, the training images and the validation images; a known data set is set up first.
 
     Raises:
         UserError: the data set is not found, or a class has no images.
     """
     root = root_of(data)
-    sources.provide(data.name, root, data.train, data.val)
+    sources.provide(data.name, root, data.train, data.val, reporter)
     train_root, val_root = root / data.train, root / data.val
     present = class_folders(train_root)
     folders = data.classes or sources.subset(data.name, present) or present
@@ -88,10 +89,10 @@ def locate(data: Data) -> tuple[list[str], Index, Index]:
     return folders, train, val
 
 
-def _set_up(config: Config, run: RunFolder) -> None:
+def _set_up(config: Config, run: RunFolder, reporter: Reporter) -> None:
     data, root = config.data, root_of(config.data)
-    folders, train, val = locate(data)
-    measured = measure.colours(train, data, seed=config.seed) if data.mean == "measure" else None
+    folders, train, val = locate(data, reporter)
+    measured = measure.colours(train, data, config.seed, reporter) if data.mean == "measure" else None
     spec = resolve(data, len(folders), measured)
     classes = ClassMap(tuple(folders), tuple(names.readable(data.name, root, folders)))
     classes.write(run.classes)

@@ -5,6 +5,7 @@ the reference by at most 1/255. The backend is recorded with every result.
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -199,6 +200,9 @@ class TrainingSet:
 
     Every random draw is a function of (key, epoch, position). So batches do not depend on workers, caching or restarts,
     and those of different backends differ by at most 1/255 a pixel.
+
+    Attributes:
+        epochs_kept: epochs with draws of their own, which the later ones repeat; None: all.
     """
 
     index: Index
@@ -208,24 +212,34 @@ class TrainingSet:
     batch_size: int
     key: tuple[Key, ...]
     loader_config: LoaderConfig
+    epochs_kept: int | None = field(default=None, kw_only=True)
     bad: BadFiles = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bad", BadFiles(self.loader_config.on_bad))
 
     def batches(self, first: int, last: int, first_step: int = 0) -> Generator[TrainingBatch]:
-        """The batches of epochs first..last-1, in one stream: loading does not pause between epochs.
+        """The batches of epochs first..last-1. Loading pauses only where the kept epochs begin again.
 
         The first epoch begins at its batch `first_step`. Close the generator to end worker processes. How an epoch is
         divided into batches is described at `epochs.shuffled_batches`.
         """
+        while first < last:
+            start = self.drawn(first)
+            stop = min(start + last - first, self.epochs_kept or last)
+            with closing(self._drawn(range(start, stop), first_step)) as batches:
+                for batch in batches:
+                    yield batch._replace(epoch=batch.epoch + first - start)
+            first, first_step = first + stop - start, 0
+
+    def _drawn(self, epochs: range, first_step: int) -> Generator[TrainingBatch]:
         loader_config = self.loader_config
         batches: Generator[TrainingBatch] = _module(loader_config, training=True).training_batches(
             self.index,
             self.positions,
             self.spec,
             self.batch_size,
-            range(first, last),
+            epochs,
             first_step,
             augmentation=self.augmentation,
             key=self.key,
@@ -235,6 +249,10 @@ class TrainingSet:
             cache_mib=loader_config.cache_mib,
         )
         return batches
+
+    def drawn(self, epoch: int) -> int:
+        """The epoch whose random draws this one uses: itself, or the kept one that it repeats."""
+        return epoch % self.epochs_kept if self.epochs_kept else epoch
 
     def steps(self) -> int:
         """Number of batches in an epoch, if no file is unreadable."""

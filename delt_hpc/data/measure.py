@@ -21,7 +21,7 @@ MAX_IMAGES = 10_000
 _VALUES = np.arange(256) / 255
 
 
-def colours(train: Index, data: Data, seed: int) -> tuple[Colour, Colour]:
+def colours(train: Index, data: Data, seed: int, reporter: Reporter | None = None) -> tuple[Colour, Colour]:
     """Mean and standard deviation of red, green and blue, pixel values in 0..1.
 
     Measured on at most `MAX_IMAGES` images, selected by the seed, each resized (shorter side) and centre-cropped to
@@ -33,7 +33,7 @@ def colours(train: Index, data: Data, seed: int) -> tuple[Colour, Colour]:
     """
     sample = sampled_positions(len(train), seed)
     paths = [train.root / train.paths[position] for position in sample.tolist()]
-    counts = _histogram(paths, image_size(data), data.on_bad)
+    counts = _histogram(paths, image_size(data), data.on_bad, reporter or Reporter())
     if not counts.any():
         raise UserError(
             f"not one of {len(sample)} training images is readable, so colours cannot be measured",
@@ -69,10 +69,10 @@ def moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt((frequencies * (_VALUES - mean[:, None]) ** 2).sum(axis=1))
 
 
-def _histogram(paths: Sequence[Path], size: int, on_bad: OnBad) -> np.ndarray:
+def _histogram(paths: Sequence[Path], size: int, on_bad: OnBad, reporter: Reporter) -> np.ndarray:
     """Number of pixels with each value, int64 [3, 256]. Integers, so the order of the images does not matter."""
     counts = np.zeros((3, 256), dtype=np.int64)
-    with ThreadPoolExecutor() as pool, Reporter().bar("measuring colours", len(paths)) as bar:
+    with ThreadPoolExecutor() as pool, reporter.bar("measuring colours", len(paths)) as bar:
         for found in pool.map(partial(_histogram_of, size, on_bad), paths):
             counts += found
             bar.advance()

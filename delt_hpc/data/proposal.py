@@ -60,7 +60,7 @@ def propose(name: str, root: Path, reporter: Reporter) -> Proposal:
         )
     train, val = _split(root, _TRAIN), _split(root, _VAL)
     data = Data(name=name, root=root, train=train, val=val, mean="measure", std="measure", on_bad="skip")
-    _, index, _ = locate(data)
+    _, index, _ = locate(data, reporter)
     size = _input_size(index)
     data = data.model_copy(update={"size": size})
     checked = check(Config(name=name, data=data, select=Select(ipc=1)), reporter)

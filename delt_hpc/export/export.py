@@ -42,6 +42,8 @@ def export(
     if target.resolve().is_relative_to(run.resolve()):
         raise UserError("is inside the run folder", where=str(target), remedy="give another folder (--out)")
     source = open_finished(run)
+    if views:
+        labels.require_support(source.config.evaluate)
     with writing_folder(target) as folder:
         _write(source, folder, to, reporter, with_teacher, views)
 

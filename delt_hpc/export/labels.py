@@ -15,6 +15,7 @@ from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.data.random_crop import draw_window
 from delt_hpc.data.transforms import decode, normalise
 from delt_hpc.distilled import manifest
+from delt_hpc.errors import UserError
 from delt_hpc.export.run import FinishedRun
 from delt_hpc.keyed_random import Key, uniforms
 from delt_hpc.models import teacher
@@ -28,6 +29,27 @@ BATCH = 256
 def files(views: int) -> list[str]:
     """The path of each view's file."""
     return [f"{FOLDER}/{view:05d}.safetensors" for view in range(views)]
+
+
+def require_support(config: Evaluate) -> None:
+    """Check that stored labels can replace the teacher in the training.
+
+    Raises:
+        UserError: they cannot, because the protocol uses the teacher in another way.
+    """
+    options = (
+        ("soft_loss", config.soft_loss, "kl"),
+        ("teacher_statistics", config.teacher_statistics, "running"),
+        ("shuffle_patches", config.shuffle_patches, 1),
+    )
+    for name, value, expected in options:
+        if value != expected:
+            raise UserError(
+                f"soft labels cannot be stored with evaluate.{name}: {value}",
+                where="--labels",
+                expected=f"evaluate.{name}: {expected}",
+                remedy="omit --labels; the teacher labels the images during the training",
+            )
 
 
 def write(source: FinishedRun, views: int, folder: Path, device: torch.device, reporter: Reporter) -> None:
@@ -72,7 +94,7 @@ def _draw(images: list[Image.Image], spec: DatasetSpec, config: Evaluate, key: t
         window = draw_window(stream, image.height, image.width, (smallest, largest))
         corners = (window.left, window.top, window.left + window.width, window.top + window.height)
         crop[row] = torch.tensor(corners)
-        mirrored[row] = spec.mirror and next(stream) < 0.5
+        mirrored[row] = spec.mirror and config.mirror and next(stream) < 0.5
         partner[row] = int(next(stream) * count)
         if config.mix == "cutmix":
             box[row] = torch.tensor(_box(stream, spec.size))

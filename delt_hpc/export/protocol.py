@@ -40,6 +40,7 @@ def _training(source: FinishedRun) -> dict[str, Any]:
         "optimizer": "AdamW",
         **given.model_dump(include=set(FOLLOWED)),
         "temperature": given.temperature_used,
+        "mirror": source.dataset.spec.mirror and given.mirror,
         "precision": source.precision,
     }
 

@@ -21,9 +21,12 @@ from delt_hpc.run.folder import RESOLVED, STAMP, RunFolder, is_done, read_json
 # nothing in it. It can only follow the defaults of all others.
 FOLLOWED = (
     *("epochs", "batch_size", "lr", "lr_schedule", "weight_decay", "mix", "temperature", "randaugment", "crop_scale"),
-    "precision",
+    *("soft_loss", "ce_weight", "teacher_statistics", "shuffle_patches", "mirror", "precision"),
 )
-WITHOUT_EFFECT = ("ce_weight", "ema_decay", "validate_every")  # of soft_loss: mse_ce; of figures that it does not give
+WITHOUT_EFFECT = (
+    *("ema_decay", "validate_every"),  # of figures that it does not give
+    *("label_format", "label_top_k"),  # of stored labels, which it cannot follow
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def open_finished(folder: Path) -> FinishedRun:
 
 
 def _refuse_protocol(folder: Path, given: Evaluate) -> None:
-    """Refuse what the training script of an export does not do: options only other papers need, and unknown ones."""
+    """Refuse an option that has not its default and that the training script of an export does not follow."""
     known = {*FOLLOWED, *WITHOUT_EFFECT}
     refused = [name for name, field in Evaluate.model_fields.items() if name not in known and not is_free(field)]
     usual = Evaluate()

@@ -21,11 +21,17 @@ _STUCK = {
     "DependencyNeverSatisfied": "`submit` again",
     "JobHeldUser|JobHeldAdmin": "release it: scontrol release",
     "JobHoldMaxRequeue|launch.failed.requeued.held": "find out why it does not start there, then: scontrol release",
-    "BadConstraints|PartitionNodeLimit": "`cancel` it, correct constraint, memory_gib or gpus in the profile, `submit`",
+    "BadConstraints|PartitionNodeLimit|MaxMemPerLimit": (
+        "`cancel` it, correct constraint, memory_gib or gpus in the profile, `submit`"
+    ),
     "PartitionTimeLimit|.*(Wall|WallDuration)PerJobLimit": "`cancel` it, lower minutes in the profile, `submit`",
     "InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed": "`cancel` it, correct account or qos, `submit`",
-    r"(Assoc|QOS)(Grp|Max)\w*(?<!Run)MinutesLimit": "the budget is used up: ask for more, or use another account",
-    r"(Assoc|QOS)Max\w*PerJob\w*|(Assoc|QOS)Max\w*MinutesPerJob\w*": "`cancel` it, lower the request, `submit`",
+    "ReservationDeleted|ReservationInvalid": "`cancel` it, correct --reservation in the profile, `submit`",
+    r"(Assoc|QOS)Grp(\w*(?<!Run)Minutes(Limit)?|WallLimit)": (
+        "the budget is used up: ask for more, or use another account"
+    ),
+    r"(Assoc|QOS)Max\w*(PerJob|PerNode)(Limit)?": "`cancel` it, lower the request, `submit`",
+    r"QOSMin\w*": "`cancel` it, raise the request or use another qos, `submit`",
 }
 
 TIMEOUT_SECONDS = 60  # of any call

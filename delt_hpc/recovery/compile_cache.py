@@ -9,6 +9,8 @@ import os
 import platform
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -51,6 +53,22 @@ def unpack(source: Path) -> bool:
     if (source / GRAPHS).is_file():
         torch.compiler.load_cache_artifacts((source / GRAPHS).read_bytes())
     return True
+
+
+@contextmanager
+def private() -> Iterator[None]:
+    """Inside, this process compiles into new, empty caches, so that `pack` takes nothing of earlier programs."""
+    names = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="delt-hpc-", ignore_cleanup_errors=True) as scratch:
+        os.environ |= {name: str(Path(scratch) / name) for name in names}
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def pack(target: Path) -> None:

@@ -1,6 +1,6 @@
 """A description of the run: one or two sentences per stage, from the configuration alone."""
 
-from delt_hpc.config.schema import Config, Recover
+from delt_hpc.config.schema import Config, Evaluate, Recover
 from delt_hpc.data.catalog.specs import DatasetSpec
 from delt_hpc.report.content import Step
 
@@ -103,6 +103,17 @@ def _blocks(recover: Recover, spec: DatasetSpec) -> str:
     )
 
 
+def _stored(evaluate: Evaluate) -> str:
+    format_ = evaluate.label_format
+    kept = f"the {evaluate.label_top_k} largest logits of each image" if format_ == "top_k" else f"in {format_}"
+    stored = f" Soft labels were stored ({kept})." if evaluate.labels == "stored" else ""
+    return stored + (
+        f" The random draws of {evaluate.epochs_kept} epochs were repeated until the end."
+        if evaluate.epochs_kept
+        else ""
+    )
+
+
 def _evaluate(config: Config) -> str:
     evaluate = config.evaluate
     mix = {"cutmix": "CutMix", "mixup": "mixup", "none": "no mixing"}[evaluate.mix]
@@ -114,9 +125,10 @@ def _evaluate(config: Config) -> str:
         if evaluate.soft_loss == "kl"
         else f"(loss: squared error of the logits + {evaluate.ce_weight:g} x cross-entropy with the class labels)"
     )
+    times = "once" if len(evaluate.seeds) == 1 else f"for {len(evaluate.seeds)} seeds each"
     return (
         f"Students were trained from scratch for {evaluate.epochs} epochs with AdamW, learning rate {evaluate.lr:g},"
         f" batches of {evaluate.batch_size}, {mix}{' and RandAugment' if evaluate.randaugment else ''}{shuffled}; soft"
-        f" labels are the teacher's outputs{batch} for each augmented image {loss}. They were tested on the real"
-        f" validation images, {'once' if len(evaluate.seeds) == 1 else f'for {len(evaluate.seeds)} seeds each'}."
+        f" labels are the teacher's outputs{batch} for each augmented image {loss}.{_stored(evaluate)}"
+        f" They were tested on the real validation images, {times}."
     )

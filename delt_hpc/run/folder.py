@@ -1,7 +1,8 @@
 """The run folder: its layout, atomic writing, and the stamps and markers of the stages.
 
     config.yaml dataset.json classes.csv index/{train,val}.csv weights/
-    teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/  evaluate/<student>-<seed>-<arm>/
+    teacher/  rank/  ranking.csv  selected/  recover/<batch>/  distilled/
+    labels/<images>-<seed>/  evaluate/<student>-<seed>-<arm>/
     timing/*.jsonl  timing.csv  logs/  report/  broken/  locks/  tracking/
 
 Every file and folder is written under a temporary name, synced to disk and renamed when it is complete, so a kill or
@@ -48,6 +49,7 @@ class RunFolder:
         self.selected = root / "selected"
         self.recover = root / "recover"
         self.distilled = root / "distilled"
+        self.labels = root / "labels"
         self.evaluate = root / "evaluate"
         self.timing = root / "timing"
         self.timing_table = root / "timing.csv"
@@ -327,9 +329,10 @@ def stage_folders(run: RunFolder) -> Iterator[tuple[Stage, Path]]:
     yield "select", run.selected
     yield "recover", run.recover
     yield "aggregate", run.distilled
-    if run.evaluate.is_dir():
-        for folder in sorted(run.evaluate.iterdir()):
-            yield "evaluate", folder
+    for units in (run.labels, run.evaluate):
+        if units.is_dir():
+            for folder in sorted(units.iterdir()):
+                yield "evaluate", folder
 
 
 def write_csv(path: Path, write: Callable[[IO[str]], None]) -> None:

@@ -60,7 +60,7 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(file=cast(TextIO, _StandardError()), quiet=quiet, soft_wrap=True)
-        self._quiet = quiet
+        self.quiet = quiet
 
     def say(self, text: str) -> None:
         """Print a line, on a terminal and in a log."""
@@ -68,8 +68,8 @@ class Reporter:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
-        if self._quiet or not self._console.is_terminal:
-            yield Bar(title, total, None, None if self._quiet else self._console)
+        if self.quiet or not self._console.is_terminal:
+            yield Bar(title, total, None, None if self.quiet else self._console)
             return
         columns = (
             TextColumn("{task.description}", style="bold", markup=False),

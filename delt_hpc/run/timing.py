@@ -24,7 +24,7 @@ class Record:
     """The cost of a unit of work.
 
     Attributes:
-        unit: a class range, a batch, or student-seed-arm.
+        unit: a class range, a batch, student-seed-arm, or images-seed of soft labels.
         round: the round of a recovery batch; None for other stages.
         seconds: wall-clock time.
         images: number of different images.

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 
 from delt_hpc.config.schema import Evaluate
 from delt_hpc.context import Context, StageFolder
+from delt_hpc.data.epochs import TrainingBatch
 from delt_hpc.data.index import Index
 from delt_hpc.data.loader import LoaderConfig, TrainingSet, ValidationSet
 from delt_hpc.data.transforms import Augmentation
@@ -25,12 +26,14 @@ from delt_hpc.models.registry import build
 from delt_hpc.ranking import selection
 from delt_hpc.run import checksums, late
 from delt_hpc.run.folder import write_json
+from delt_hpc.run.lock import locked
 from delt_hpc.run.timing import device_name
 from delt_hpc.run.tracker import UnitTracker
-from delt_hpc.training import confusion
+from delt_hpc.training import confusion, soft_labels
 from delt_hpc.training.compiled import compile_network, resolve_compile
 from delt_hpc.training.loop import Outcome, Training, write_history
 from delt_hpc.training.precision import autocast, name_of, training_dtype
+from delt_hpc.training.soft_labels import SoftLabels
 from delt_hpc.training.trial import Trial, trials
 
 RESULT, HISTORY = "result.json", "history.csv"
@@ -62,6 +65,9 @@ def evaluate(context: Context, only: Trial | None = None) -> None:
         folder.stamp_resolved(resolved, others)
         tracker = context.trackers.start("evaluate", trial.id)
         job = _training(context, trial, network, val, folder.usable_checkpoint(), tracker)
+        if trial.soft and config.labels == "stored":
+            labels = _stored_labels(context, trial, job, network, resolved)
+            job = replace(job, loss=soft_loss(nn.Identity(), config), stored_logits=labels.logits)
         title = f"evaluate {number}/{len(unfinished)}: {trial.id}"
         with closing(tracker), context.reporter.bar(title, config.epochs * job.train.steps()) as bar:
             outcome = job.run(bar)
@@ -132,8 +138,9 @@ def _training(
     with seeded(seed, "evaluate", "init", trial.student, trial.seed):
         student = build(trial.student, len(dataset.classes), dataset.spec.size).to(context.device)
     index = _index(context, trial)
+    labelling = [network] if trial.soft and config.labels == "online" else []
     compiled = resolve_compile(
-        config.compile, student, [network] * trial.soft, len(index) * config.epochs, dataset.spec.size, context.device,
+        config.compile, student, labelling, len(index) * config.epochs, dataset.spec.size, context.device,
         lambda line: context.reporter.say(f"evaluate: {trial.id}: {line}"),
     )  # fmt: skip
     smallest, largest = config.crop_scale
@@ -151,6 +158,7 @@ def _training(
             batch_size=config.batch_size,
             key=(seed, "evaluate", trial.seed),
             loader_config=_loader_config(context),
+            epochs_kept=config.epochs_kept,
         ),
         val=val,
         precision=config.precision,
@@ -162,6 +170,37 @@ def _training(
         compile=compiled,
         tracker=tracker,
     )
+
+
+def _stored_labels(
+    context: Context, trial: Trial, job: Training, network: nn.Module, resolved: dict[str, str]
+) -> SoftLabels:
+    """The soft labels of the trial's images, which all students share; made here unless they are there."""
+    config, reporter = context.config.evaluate, context.reporter
+    name = f"{trial.images}-{trial.seed}"
+    epochs = config.epochs_kept or config.epochs
+    path = context.run.labels / name
+    labels = SoftLabels(path, job.train, epochs, soft_labels.encoding(config, len(context.dataset.classes)))
+
+    def waits() -> None:
+        reporter.say(f"evaluate: waiting for another process that writes the soft labels of {name}")
+
+    def label(batch: TrainingBatch) -> Tensor:
+        return teacher_logits(network, job.inputs(batch)[0], config)
+
+    with locked(context.run.locks / f"labels-{name}", 0, 1, waits):
+        folder = StageFolder(context, "evaluate", path)
+        if late.seen(path) and folder.done():
+            return labels
+        folder.start()
+        folder.stamp_resolved(resolved)
+        reporter.say(f"evaluate: the soft labels of {name} take {soft_labels.written(labels.size)} in {path}")
+        with reporter.bar(f"evaluate: soft labels of {name}", epochs * job.train.steps()) as bar:
+            labels.write(label, bar)
+        count = len(job.train.index)
+        folder.record(path.name, count, count * epochs)
+        folder.finish()
+    return labels
 
 
 def _loader_config(context: Context) -> LoaderConfig:
@@ -230,8 +269,7 @@ def soft_loss(network: Callable[[Tensor], Tensor], config: Evaluate) -> Callable
     temperature = config.temperature_used
 
     def loss(output: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
-            target = network(images)
+        target = teacher_logits(network, images, config)
         if config.soft_loss == "mse_ce":
             student = output.float()
             return F.mse_loss(student, target.float()) + config.ce_weight * hard_loss(student, images, labels)
@@ -243,6 +281,12 @@ def soft_loss(network: Callable[[Tensor], Tensor], config: Evaluate) -> Callable
         )
 
     return loss
+
+
+def teacher_logits(network: Callable[[Tensor], Tensor], images: Tensor, config: Evaluate) -> Tensor:
+    """The teacher's logits [B, classes] of images [B, 3, S, S], without gradients, in the evaluation's precision."""
+    with torch.no_grad(), autocast(images.device, training_dtype(config.precision, images.device)):
+        return network(images)
 
 
 def use_batch_statistics(network: nn.Module) -> None:

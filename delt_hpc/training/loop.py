@@ -113,6 +113,7 @@ class Training:
         mix: (images, labels, epoch, step) -> mixed images and labels, e.g. CutMix.
         ema_decay: final decay of the averaged model; None trains no averaged model.
         compile: whether the model's steps are compiled; validations are not.
+        stored_logits: the teacher's logits of a batch, which the loss is given instead of the images.
         tracker: is given the figures of every epoch.
     """
 
@@ -131,6 +132,7 @@ class Training:
     mix: Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor]] | None = None
     ema_decay: float | None = None
     compile: bool = False
+    stored_logits: Callable[[TrainingBatch], Tensor] | None = None
     tracker: UnitTracker | None = None
 
     def run(self, bar: Bar) -> Outcome:
@@ -174,15 +176,13 @@ class Training:
     def _step(self, batch: TrainingBatch, progress: Progress, average: MovingAverage | None) -> None:
         """Train on a batch. Nothing here waits for the GPU: losses are added up on the device."""
         device, epoch, step = self.train.loader_config.device, batch.epoch, batch.step
-        images, targets = batch.images, self.train.labels(batch)
-        if self.mix:
-            images, targets = self.mix(images, targets, epoch, step)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images, targets = self.inputs(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(epoch + step / self.train.steps() if self.lr_per_step else epoch)
         # Dropout draws from torch's own generators.
         with seeded(*self.train.key, "network", epoch, step), autocast(device, training_dtype(self.precision, device)):
-            loss = self.loss(self._forward(images), images, targets)
+            output = self._forward(images)
+            loss = self.loss(output, self.stored_logits(batch) if self.stored_logits else images, targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -191,6 +191,13 @@ class Training:
         progress.loss += loss.detach()
         progress.batches += 1
         progress.next_step = step + 1
+
+    def inputs(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """The images of a step, mixed, in channels_last memory format, and their class labels."""
+        images, targets = batch.images, self.train.labels(batch)
+        if self.mix:
+            images, targets = self.mix(images, targets, self.train.drawn(batch.epoch), batch.step)
+        return images.contiguous(memory_format=torch.channels_last), targets
 
     @cached_property
     def _forward(self) -> Callable[[Tensor], Tensor]:

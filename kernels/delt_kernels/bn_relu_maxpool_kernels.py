@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from delt_kernels.layout import channels_last, device_of, like, load_grad_sums, load_vector
-from delt_kernels.segments import Tiles, chunk_of, sum_chunks
+from delt_kernels.segments import LENGTHS, Tiles, chunk_of, sum_chunks
 
 NO_TAP = tl.constexpr(9)  # of a window without a positive element; the others are numbered 0 .. 8, row by row
 
@@ -62,7 +62,7 @@ def _offset(
     return (image * PIXELS + pixel) * C + channel if CHANNELS_LAST else (image * C + channel) * PIXELS + pixel
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def bn_relu_maxpool_forward(
     x_ptr: tl.tensor,  # [N, H, W, C] or [N, C, H, W]
     pooled_ptr: tl.tensor,  # [N, PH, PW, C] or [N, C, PH, PW], as are the taps
@@ -73,11 +73,11 @@ def bn_relu_maxpool_forward(
     partials_ptr: tl.tensor,  # float32 [chunks, 2, C]
     offsets_ptr: tl.tensor,  # int32 [G + 1]
     G: tl.tensor,
+    CHUNK_ROWS: tl.tensor,
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
     IMAGE_ROWS: tl.constexpr,
-    CHUNK_ROWS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -128,7 +128,7 @@ def bn_relu_maxpool_forward(
     tl.store(row_ptr + C, tl.sum(squares, axis, keep_dims=True), mask=channel < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def bn_relu_maxpool_backward(
     grad_pooled_ptr: tl.tensor,
     taps_ptr: tl.tensor,  # uint8
@@ -139,11 +139,11 @@ def bn_relu_maxpool_backward(
     grad_sums_ptr: tl.tensor,  # [G, 2, C]
     offsets_ptr: tl.tensor,  # int32 [G + 1]
     G: tl.tensor,
+    CHUNK_ROWS: tl.tensor,
     C: tl.constexpr,
     H: tl.constexpr,
     W: tl.constexpr,
     IMAGE_ROWS: tl.constexpr,
-    CHUNK_ROWS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -213,6 +213,7 @@ def launch_forward(
             partials,
             offsets,
             offsets.shape[0] - 1,
+            tiles.chunk_rows,
             **constants,
         )
         return sum_chunks(partials, offsets, tiles.image_rows, tiles.chunk_rows)
@@ -241,6 +242,7 @@ def launch_backward(
             grad_sums.contiguous(),
             offsets.contiguous(),
             offsets.shape[0] - 1,
+            tiles.chunk_rows,
             **constants,
         )
 
@@ -254,7 +256,6 @@ def _launch_arguments(x: Tensor, offsets: Tensor) -> tuple[Tiles, dict[str, Any]
         "H": height,
         "W": width,
         "IMAGE_ROWS": tiles.image_rows,
-        "CHUNK_ROWS": tiles.chunk_rows,
         "CHANNELS_LAST": channels_last(x),
         "BLOCK_R": tiles.block_rows,
         "BLOCK_C": tiles.block_channels,

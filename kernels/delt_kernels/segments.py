@@ -31,6 +31,8 @@ TILE_PIXELS = 512
 WARPS = 8
 PREFETCH = 2  # tiles loaded before the first is used; the compiler does not move a load across a store by itself
 SUM_CHUNKS, SUM_COLUMNS = 64, 32
+# Arguments of kernels that depend on the number of images or segments: one compiled kernel is for all their values.
+LENGTHS = ["G", "CHUNK_ROWS"]
 
 
 def segment_of(offsets: Tensor, images: int) -> Tensor:
@@ -103,7 +105,7 @@ def chunk_of(
     return segment, row, tl.minimum(row + CHUNK_ROWS, tl.sum(tl.where(here, end, 0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def sum_chunks_kernel(
     partials_ptr: tl.tensor,  # [P, columns], one row per chunk
     sums_ptr: tl.tensor,  # [G, columns]

@@ -43,6 +43,15 @@ CONTRADICTIONS = [
     ("evaluate: {seeds: [1, 2, 1]}", "evaluate.seeds: contains 1 more than once"),
     ("evaluate: {students: [a, b, b, a]}", "evaluate.students: contains a, b more than once"),
     ("evaluate: {arms: [random-soft, random-soft]}", "evaluate.arms: contains random-soft more than once"),
+    (
+        "evaluate: {labels: stored, arms: [random-hard]}",
+        "evaluate.labels: stored: no arm has soft labels; add one to evaluate.arms, e.g. distilled-soft",
+    ),
+    (
+        "evaluate: {labels: stored}\ndata: {on_bad: skip}",
+        "evaluate.labels: stored: every image has a label, so none can be skipped; set data.on_bad: raise",
+    ),
+    ("evaluate: {epochs: 5, epochs_kept: 6}", "evaluate.epochs_kept: 6 is more than evaluate.epochs = 5"),
     ("data: {classes: [cat, dog, cat]}", "data.classes: contains cat more than once"),
     ("data: {classes: [cat, ../dog, '..', '']}", "data.classes: '../dog', '..', '': expected names of folders"),
     ("data: {mean: [0.5], std: [0.5, 0.5, 0.5]}", "data.mean: [0.5]: expected three numbers in 0..1"),

@@ -104,6 +104,10 @@ def test_a_value_changes_the_identity_of_its_stage_and_the_later_ones() -> None:
         {"teacher_statistics": "batch"},
         {"shuffle_patches": 2},
         {"mirror": False},
+        {"labels": "stored"},
+        {"label_format": "int8"},
+        {"label_top_k": 20},
+        {"epochs_kept": 30},
     ],
 )
 def test_a_later_option_enters_the_identity_where_it_is_not_the_default(changed: dict[str, Any]) -> None:

@@ -14,7 +14,9 @@ from delt_hpc.data import dataset
 from delt_hpc.data.catalog.specs import root_of
 from delt_hpc.data.dataset import Dataset, open_dataset, prepare
 from delt_hpc.errors import UserError
+from delt_hpc.run import progress
 from delt_hpc.run.folder import RunFolder
+from delt_hpc.run.progress import Reporter
 
 COUNTS = {"00010": 5, "10": 4, "two words": 3, "été": 5}
 ImageFolder = Callable[..., Path]
@@ -251,3 +253,16 @@ def test_a_class_folder_with_a_very_long_name_is_refused(toy: Path, run: RunFold
         image_folder(toy / split, {"é" * 120: 2}, size=8)
     with pytest.raises(UserError, match="at most 200 bytes"):
         prepare(configured(toy), run)
+
+
+def test_quiet_also_silences_the_export_and_the_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    told = {}
+    for quiet in (True, False):
+        config = configured(tmp_path / str(quiet), name="digits", mean="measure", std="measure")
+        prepare(config, RunFolder(tmp_path / f"run-{quiet}"), Reporter(quiet=quiet))
+        told[quiet] = capsys.readouterr().err
+    assert told[True] == ""
+    assert "digits: writing images" in told[False] and "measuring colours" in told[False]

@@ -134,6 +134,20 @@ def test_a_start_inside_an_epoch_has_the_batches_that_are_left(step: int, backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_kept_epochs_are_repeated_with_the_same_draws(first: int, backend: Loader, index: Index) -> None:
+    """Two epochs have draws of their own; epochs 2 and 3 repeat them, also after a restart in an epoch."""
+    own = list(training_set(index, backend=backend).batches(0, 2))
+    data = replace(training_set(index, backend=backend), epochs_kept=2)
+    found, expected = list(data.batches(first, 5, 3)), [*own, *own, *own[:5]][5 * first + 3 :]
+    assert [batch.epoch for batch in found] == [first] * 2 + [e for e in range(first + 1, 5) for _ in range(5)]
+    for left, right in zip(found, expected, strict=True):
+        assert (left.step, data.drawn(left.epoch)) == (right.step, right.epoch)
+        assert torch.equal(left.images, right.images)
+        assert np.array_equal(left.positions, right.positions)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_without_readable_files_leaves_a_gap_in_the_steps(backend: Loader, removable: Index) -> None:
     data = training_set(removable, 2, backend=backend, on_bad="skip")
     second = list(shuffled_batches(data.positions, 2, *data.key, "order", 0))[1]

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from helpers.toy import Start, copy_run
 
 import delt_hpc
 from delt_hpc.context import Context
+from delt_hpc.errors import UserError
 from delt_hpc.export.export import export
 from delt_hpc.export.images import FORMATS, Format
 from delt_hpc.run.progress import Reporter
@@ -55,6 +57,21 @@ def test_training_with_each_kind_of_label(labels: str, finished: Context, toy: P
         r"(reported, [a-z-]+: [\d.]+ ± [\d.]+ %\n)+",
         answer.stdout,
     )
+
+
+def test_other_protocols(finished: Context, toy: Path, tmp_path: Path, start: Start) -> None:
+    changes = {
+        "soft_loss": "mse_ce", "teacher_statistics": "batch", "shuffle_patches": 2, "mirror": False,
+        "seeds": [1], "arms": ["distilled-soft"],
+    }  # fmt: skip
+    run, folder = copy_run(finished, tmp_path / "run", until="aggregate"), tmp_path / "out"
+    start(run, ("evaluate",), {"evaluate": changes})
+    export(run, folder, "imagefolder", QUIET)
+    answer = without_the_package("train.py", "--val", toy / "val", cwd=folder)
+    assert answer.returncode == 0, answer.stderr
+    with pytest.raises(UserError, match=r"cannot be stored with evaluate\.soft_loss: mse_ce"):
+        export(run, tmp_path / "labels", "imagefolder", QUIET, views=1)
+    assert not (tmp_path / "labels").exists()
 
 
 def test_one_seed_has_no_spread(finished: Context, toy: Path, tmp_path: Path) -> None:

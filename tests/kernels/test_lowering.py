@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from triton.backends import backends
@@ -15,6 +16,21 @@ from triton.backends import backends
 pytest.importorskip("pydantic")  # the engine needs it, the operators do not
 from helpers.lowering import Kernel
 
+# Both ways through the stem with these numbers of images; prints how often each kernel was compiled.
+STEM = """
+import json, sys
+from collections import Counter
+import torch
+from helpers.lowering import Compiler
+from delt_kernels.bn_relu_maxpool import bn_relu_maxpool
+compiler = Compiler(90)
+for images in map(int, sys.argv[1:]):
+    x = torch.zeros(images, 64, 32, 32, dtype=torch.bfloat16).to(memory_format=torch.channels_last).requires_grad_()
+    offsets = torch.tensor([0, images // 2, images], dtype=torch.int32)
+    pooled, sums = bn_relu_maxpool(x, *torch.ones(3, 64), offsets, backend="triton")
+    (pooled.sum() + sums.sum()).backward()
+print(json.dumps(Counter(kernel.name for kernel in compiler.kernels.values())))
+"""
 TESTS = Path(__file__).parents[1]
 # At 224 pixels for the tiles of a real stem; other kernels do not depend on the number of pixels.
 RUNS = {
@@ -57,13 +73,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "triton-cache"
 
 
-def lowered(capability: int, runs: Sequence[str], cache: Path) -> list[Kernel]:
+def compiled(cache: Path, *arguments: str) -> Any:
+    """What a process that compiles prints, which is JSON."""
     paths = os.pathsep.join(map(str, (TESTS, TESTS.parent, TESTS.parent / "kernels")))
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache), "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "helpers.lowering", str(capability), *runs]
+    command = [sys.executable, *arguments]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    return [Kernel(**row) for row in json.loads(process.stdout)]
+    return json.loads(process.stdout)
+
+
+def lowered(capability: int, runs: Sequence[str], cache: Path) -> list[Kernel]:
+    return [Kernel(**row) for row in compiled(cache, "-m", "helpers.lowering", str(capability), *runs)]
 
 
 def table(kernels: list[Kernel]) -> str:
@@ -89,3 +110,9 @@ def test_every_launch_compiles(kind: str, capability: int, cache: Path) -> None:
     # The passes over activations and images, which memory bandwidth limits, must use 16-byte accesses.
     passes = [kernel for kernel in kernels if kernel.name.startswith(("adam", "bn_stats", "bn_relu"))]
     assert [kernel for kernel in passes if not kernel.wide] == [] or kind == "NCHW"
+
+
+@pytest.mark.skipif("nvidia" not in backends, reason="this Triton does not compile for NVIDIA GPUs")
+def test_one_stem_kernel_is_for_all_numbers_of_images(cache: Path) -> None:
+    names = ("bn_relu_maxpool_forward", "bn_relu_maxpool_backward", "sum_chunks_kernel")
+    assert compiled(cache, "-c", STEM, "2", "600", "1200") == dict.fromkeys(names, 1)

@@ -95,10 +95,21 @@ def test_squeue() -> None:
         ("InvalidQOS", True),
         ("AccountNotAllowed", True),
         ("AssocGrpCPUMinutesLimit", True),
-        ("AssocGrpBillingMinutesLimit", True),
+        ("AssocGrpBillingMinutes", True),
         ("QOSMaxWallDurationPerJobLimit", True),
         ("AssocMaxCpuPerJobLimit", True),
         ("QOSMaxGRESPerJob", True),
+        ("AssocGrpGRESMinutes", True),  # no `Limit` at the end: so Slurm names what is not CPU time
+        ("QOSGrpBillingMinutes", True),
+        ("AssocGrpWallLimit", True),
+        ("AssocMaxCpuMinutesPerJobLimit", True),
+        ("QOSMaxMemoryPerNode", True),
+        ("QOSMinGRES", True),
+        ("MaxMemPerLimit", True),
+        ("ReservationDeleted", True),
+        ("AssocGrpGRES", False),  # until others' jobs end
+        ("AssocGrpGRESRunMinutes", False),
+        ("QOSMaxGRESPerUser", False),
         ("AssocGrpCPURunMinutesLimit", False),  # until running jobs end
         ("AssocGrpCpuLimit", False),
         ("QOSMaxJobsPerUserLimit", False),

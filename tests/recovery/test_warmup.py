@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,21 @@ def test_files_of_both_caches_are_in_the_pack(tmp_path: Path, monkeypatch: pytes
     assert {str(path.relative_to(other)): path.read_bytes() for path in other.rglob("*") if path.is_file()} == files
 
 
+def test_private_caches_are_empty_and_leave_the_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "earlier.so").touch()
+    before = compile_cache._folders()
+    with compile_cache.private():
+        (path,) = {folder.parent for folder in compile_cache._folders().values()}
+        compile_cache.pack(tmp_path / "pack")
+    assert not path.exists()
+    assert (compile_cache._folders(), "TRITON_CACHE_DIR" in os.environ) == (before, False)
+    with tarfile.open(tmp_path / "pack" / compile_cache.FILES) as archive:
+        assert archive.getnames() == []
+
+
 def test_a_short_run_has_the_same_rounds() -> None:
     recover = Recover(iterations=4000, round_iterations=500)
     assert (shortened(recover).rounds, shortened(recover).iterations) == (recover.rounds, 8 * 5)
@@ -75,6 +91,7 @@ def test_a_process_that_starts_from_the_pack_compiles_nothing_again(
         env=common | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cold")}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert "compile-cache" in warmed.stdout
+    assert list((tmp_path / "cold").rglob("*")) == []
     script = (
         "import json, sys; from delt_hpc.cli import app\n"
         "app(sys.argv[1:], standalone_mode=False)\n"

@@ -59,7 +59,7 @@ _REMEDIES = {
 }
 
 
-def provide(name: str, root: Path, train: str, val: str) -> None:
+def provide(name: str, root: Path, train: str, val: str, reporter: Reporter | None = None) -> None:
     """Make sure that `root/train` and `root/val` exist.
 
     If they do not, `digits`, `fashion-mnist`, `cifar10` and `cifar100` are exported, `imagenette` is downloaded, and
@@ -76,7 +76,7 @@ def provide(name: str, root: Path, train: str, val: str) -> None:
             root.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 if not _complete(root, train, val):
-                    _PROVIDERS.get(name, partial(_link_unpacked, name))(root)
+                    _PROVIDERS.get(name, partial(_link_unpacked, name))(root, reporter or Reporter())
         except OSError as error:
             raise UserError(
                 f"`{name}` cannot be set up: {error}",
@@ -208,9 +208,9 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _export(name: str, root: Path, folders: Sequence[str], splits: dict[str, Split]) -> None:
+def _export(name: str, root: Path, folders: Sequence[str], splits: dict[str, Split], reporter: Reporter) -> None:
     missing = {split: images for split, images in splits.items() if not (root / split).is_dir()}
-    with Reporter().bar(f"{name}: writing images", sum(len(labels) for _, labels in missing.values())) as bar:
+    with reporter.bar(f"{name}: writing images", sum(len(labels) for _, labels in missing.values())) as bar:
         for split, (images, labels) in missing.items():
             with writing_folder(root / split) as temporary:
                 for folder in folders:
@@ -220,7 +220,7 @@ def _export(name: str, root: Path, folders: Sequence[str], splits: dict[str, Spl
                     bar.advance()
 
 
-def _digits(root: Path) -> None:
+def _digits(root: Path, reporter: Reporter) -> None:
     """scikit-learn's 8 x 8 digits, gray values 0..16; every fifth image of each class is a validation image."""
     digits = load_digits()
     images, labels = np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
@@ -228,16 +228,17 @@ def _digits(root: Path) -> None:
     for label in range(10):
         is_val[np.flatnonzero(labels == label)[4::5]] = True
     splits = {"train": (images[~is_val], labels[~is_val]), "val": (images[is_val], labels[is_val])}
-    _export("digits", root, _DIGITS, splits)
+    _export("digits", root, _DIGITS, splits, reporter)
 
 
-def _fashion_mnist(root: Path) -> None:
+def _fashion_mnist(root: Path, reporter: Reporter) -> None:
     folder = _idx_folder(root)
     if folder is None:
         folder = root / "raw"
-        _download("fashion-mnist", root, "FashionMNIST/raw", folder, partial(datasets.FashionMNIST, download=True))
+        fetch = partial(datasets.FashionMNIST, download=True)
+        _download("fashion-mnist", root, "FashionMNIST/raw", folder, fetch, reporter)
     splits = {"train": idx.read_split(folder, "train", 10), "val": idx.read_split(folder, "t10k", 10)}
-    _export("fashion-mnist", root, _DIGITS, splits)
+    _export("fashion-mnist", root, _DIGITS, splits, reporter)
 
 
 def _idx_folder(root: Path) -> Path | None:
@@ -250,25 +251,26 @@ def _idx_folder(root: Path) -> Path | None:
     return None
 
 
-def _cifar(name: str, kind: Any, root: Path) -> None:
+def _cifar(name: str, kind: Any, root: Path, reporter: Reporter) -> None:
     batches = root / kind.base_folder
     if not batches.is_dir():
-        _download(name, root, kind.base_folder, batches, partial(kind, download=True))
+        _download(name, root, kind.base_folder, batches, partial(kind, download=True), reporter)
     try:
         parts = {split: kind(root, train=split == "train") for split in _DEFAULT_SPLITS}
     except RuntimeError:
         raise UserError("is incomplete or damaged", where=str(batches), remedy="delete it and start again") from None
     splits = {split: (part.data, np.asarray(part.targets)) for split, part in parts.items()}
-    _export(name, root, parts["train"].classes, splits)
+    _export(name, root, parts["train"].classes, splits, reporter)
 
 
-def _imagenette(root: Path) -> None:
+def _imagenette(root: Path, reporter: Reporter) -> None:
     if not any((root / folder).is_dir() for folder in _UNPACKED["imagenette"]):
-        _download("imagenette", root, "imagenette2", root / "imagenette2", partial(datasets.Imagenette, download=True))
-    _link_unpacked("imagenette", root)
+        fetch = partial(datasets.Imagenette, download=True)
+        _download("imagenette", root, "imagenette2", root / "imagenette2", fetch, reporter)
+    _link_unpacked("imagenette", root, reporter)
 
 
-def _link_unpacked(name: str, root: Path) -> None:
+def _link_unpacked(name: str, root: Path, _: Reporter) -> None:
     """Link `train` and `val` to the first unpacked archive that has both."""
     for folder in _UNPACKED[name]:
         if _complete(root / folder, *_DEFAULT_SPLITS):
@@ -277,7 +279,9 @@ def _link_unpacked(name: str, root: Path) -> None:
                     (root / split).symlink_to(Path(folder) / split)
 
 
-def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[str], object]) -> None:
+def _download(
+    name: str, root: Path, inner: str, target: Path, fetch: Callable[[str], object], reporter: Reporter
+) -> None:
     """Move what torchvision downloads and unpacks as `inner` to `target`; leave nothing behind if it fails."""
     for stale in root.glob(".download.*"):
         shutil.rmtree(stale, ignore_errors=True)
@@ -291,7 +295,7 @@ def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[
         )
     try:
         with network.timeout(), TemporaryDirectory(prefix=".download.", dir=root) as scratch:
-            with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            with nullcontext() if sys.stderr.isatty() and not reporter.quiet else redirect_stderr(io.StringIO()):
                 fetch(scratch)
             (Path(scratch) / inner).rename(target)
     except (OSError, RuntimeError, HTTPException) as error:
@@ -303,7 +307,7 @@ def _download(name: str, root: Path, inner: str, target: Path, fetch: Callable[[
         ) from None
 
 
-_PROVIDERS: dict[str, Callable[[Path], None]] = {
+_PROVIDERS: dict[str, Callable[[Path, Reporter], None]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
     "cifar10": partial(_cifar, "cifar10", datasets.CIFAR10),

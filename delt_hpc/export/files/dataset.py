@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,6 +22,16 @@ View = dict[str, Tensor]
 def to_input(data: dict[str, Any]) -> v2.Compose:
     """Image -> normalised float32 [3, height, width]."""
     return v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data["mean"], data["std"])])
+
+
+def shuffle_patches(image: Image.Image, strips: int) -> Image.Image:
+    """Cut the image into columns and permute them, then the same with rows (RDED, arXiv 2312.03526)."""
+    pixels = np.asarray(image)
+    for axis in (1, 0):
+        parts = np.split(pixels, [i * (pixels.shape[axis] // strips) for i in range(1, strips)], axis)
+        random.shuffle(parts)
+        pixels = np.concatenate(parts, axis)
+    return Image.fromarray(pixels)
 
 
 def validation_set(root: Path, folder: Path, data: dict[str, Any]) -> ImageFolder:
@@ -67,7 +78,8 @@ class Distilled(Dataset[tuple[Tensor, Any]]):
         self.view: View = {}
         self.to_input = to_input(data)
         crop = v2.RandomResizedCrop(self.size, scale=training["crop_scale"])
-        self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if data["mirror"] else 0.0)])
+        self.augment = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 if training["mirror"] else 0.0)])
+        self.strips = training["shuffle_patches"]
         self.policy: Any = None
         if training["randaugment"]:
             from randaugment import RandAugment  # noqa: PLC0415  # beside this file
@@ -85,7 +97,7 @@ class Distilled(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, number: int) -> tuple[Tensor, Any]:
         if self.files:
             return self.mixed(number), self.view["logits"][number].float()
-        image = self.augment(self.decode(number))
+        image = self.augment(shuffle_patches(self.decode(number), self.strips))
         if self.policy:
             image = self.policy(image, iter(random.random, None))
         return self.to_input(image), self.images[number][1]

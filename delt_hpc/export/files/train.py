@@ -30,7 +30,13 @@ def load_teacher(protocol: dict[str, Any]) -> nn.Module:
     facts, data = protocol["teacher"], protocol["data"]
     teacher: nn.Module = build(facts["model"], data["classes"], data["size"])
     teacher.load_state_dict({**teacher.state_dict(), **load_file(ROOT / facts["file"])})
-    return teacher.to(DEVICE).eval().requires_grad_(False)
+    teacher.to(DEVICE).eval().requires_grad_(False)
+    if protocol["training"]["teacher_statistics"] == "batch":  # BatchNorm normalises by the batch
+        for layer in teacher.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.train()
+                layer.track_running_stats = False
+    return teacher
 
 
 def autocast(settings: dict[str, Any]) -> torch.autocast:
@@ -48,9 +54,12 @@ def accuracy(network: nn.Module, images: DataLoader[Any], settings: dict[str, An
     return 100 * correct / total
 
 
-def soft_loss(output: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """KL divergence of the student's logits to the teacher's, both softened by the temperature."""
-    student, teacher = (F.log_softmax(logits.float() / temperature, 1) for logits in (output, target))
+def soft_loss(output: Tensor, target: Tensor, labels: Tensor, settings: dict[str, Any]) -> Tensor:
+    """Loss of the student's logits against the teacher's, and in `mse_ce` also against the (mixed) labels."""
+    if settings["soft_loss"] == "mse_ce":
+        hard: Tensor = settings["ce_weight"] * F.cross_entropy(output.float(), labels)
+        return F.mse_loss(output.float(), target.float()) + hard
+    student, teacher = (F.log_softmax(logits.float() / settings["temperature"], 1) for logits in (output, target))
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
@@ -78,10 +87,9 @@ def train(student: str, seed: int, labels: str, protocol: dict[str, Any], val: D
                 inputs, targets = mix(inputs, targets)
             with autocast(settings):
                 output = network(inputs)
-                if teacher:
-                    targets = teacher(inputs)
+                logits = teacher(inputs) if teacher else targets
             hard = labels == "hard"
-            loss = F.cross_entropy(output, targets) if hard else soft_loss(output, targets, settings["temperature"])
+            loss = F.cross_entropy(output, targets) if hard else soft_loss(output, logits, targets, settings)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
