@@ -168,7 +168,7 @@ def new(
         raise UserError("exists already", where=str(target), remedy="delete it, or give another file (--out)")
     from delt_hpc.config.load import load_config, parse_config  # noqa: PLC0415
 
-    parse_config({"name": name, "data": {"name": name}}, "NAME")
+    parse_config({"name": name}, "NAME")
     from delt_hpc.data import check as checking  # noqa: PLC0415
     from delt_hpc.data.proposal import propose  # noqa: PLC0415
     from delt_hpc.run.folder import write_text  # noqa: PLC0415

@@ -89,7 +89,7 @@ def open_finished(folder: Path) -> FinishedRun:
 
 
 def _refuse_protocol(folder: Path, given: Evaluate) -> None:
-    """Refuse what the training script of an export does not do: options only other papers need, and unknown ones."""
+    """Refuse an option that has not its default and that the training script of an export does not follow."""
     known = {*FOLLOWED, *WITHOUT_EFFECT}
     refused = [name for name, field in Evaluate.model_fields.items() if name not in known and not is_free(field)]
     usual = Evaluate()

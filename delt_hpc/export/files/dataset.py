@@ -36,12 +36,13 @@ def shuffle_patches(image: Image.Image, strips: int) -> Image.Image:
 
 def validation_set(root: Path, folder: Path, data: dict[str, Any]) -> ImageFolder:
     """Real images, resized and cropped, with the labels of classes.csv."""
-    shape = [v2.Resize(data["resize"], antialias=True), v2.CenterCrop(data["size"])]
-    images = ImageFolder(folder, v2.Compose([*shape, to_input(data)]))
     with (root / "classes.csv").open(encoding="utf-8", newline="") as file:
         labels = {row["folder"]: int(row["index"]) for row in csv.DictReader(file)}
-    if set(images.classes) != set(labels):
+    found = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+    if found != set(labels):
         raise SystemExit(f"{folder} must have exactly these class folders: {', '.join(labels)}")
+    shape = [v2.Resize(data["resize"], antialias=True), v2.CenterCrop(data["size"])]
+    images = ImageFolder(folder, v2.Compose([*shape, to_input(data)]))
     images.target_transform = lambda place: labels[images.classes[place]]
     return images
 
