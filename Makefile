@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## distil the embedded digits with the whole pipeline; twenty seconds on two cores
 	$(BIN)/delt-hpc run digits --run runs/demo
 
-test: $(READY) ## the tests, without the slow ones; about three minutes on two cores
+test: $(READY) ## the tests, without the slow ones; a few minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-all: $(READY) ## all tests that run on this machine
