@@ -246,7 +246,7 @@ def _caches(script: Script, profile: Profile) -> list[str]:
         "# Caches of compiled kernels: on a local disk of the node or, if that is full, in the run folder. Not kept.",
         "make_scratch() {",
         '    scratch=$(mktemp -d "$1/delt-hpc-$SLURM_JOB_ID.XXXXXX") || return',
-        '    head -c 1M /dev/zero >"$scratch/probe" && rm "$scratch/probe" || { rm -rf "$scratch"; return 1; }',
+        '    { head -c 1M /dev/zero >"$scratch/probe" && rm "$scratch/probe"; } || { rm -rf "$scratch"; return 1; }',
         "}",
         f'make_scratch "{profile.scratch}" ||',
         f"    {{ mkdir -p {script.fallback} && make_scratch {script.fallback}; }} || exit 1",
