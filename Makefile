@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## distil the embedded digits with the whole pipeline; twenty seconds on two cores
+demo: $(READY) ## distil the embedded digits with the whole pipeline; about 26 seconds on two cores
 	$(BIN)/delt-hpc run digits --run runs/demo
 
 test: $(READY) ## the tests, without the slow ones; a few minutes on two cores

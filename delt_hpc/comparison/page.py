@@ -7,7 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -17,6 +17,7 @@ from delt_hpc.comparison.table import Row, rows
 from delt_hpc.report import formats, palette
 from delt_hpc.report.drawing import Chart, chart
 from delt_hpc.report.paired import Interval, verdict
+from delt_hpc.report.templates import environment
 from delt_hpc.run.folder import write_csv, write_text, writing
 
 HTML, MARKDOWN, TABLE = "compare.html", "compare.md", "compare.csv"
@@ -151,17 +152,9 @@ def _texts(row: dict[str, str]) -> tuple[str, str, str]:
 
 
 def _environment(*, autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    functions = (formats.decimal, formats.count, formats.duration, formats.mebibytes, accuracy, difference)
-    environment.filters |= {function.__name__: function for function in functions} | {"drawing": Markup}
-    return environment
+    made = environment(_HERE, autoescape=autoescape)
+    made.filters |= {"accuracy": accuracy, "difference": difference, "drawing": Markup}
+    return made
 
 
 def accuracy(value: Interval | None) -> str:

@@ -8,31 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from delt_hpc.config import methods
 from delt_hpc.config.schema import STAGES
-from delt_hpc.report import formats, palette
+from delt_hpc.report import palette
 from delt_hpc.report.content import Report
 from delt_hpc.report.drawing import Chart
 from delt_hpc.report.samples import SMALL
+from delt_hpc.report.templates import environment
 
 _HERE = Path(__file__).parent
-_FILTERS = {
-    function.__name__: function
-    for function in (
-        formats.decimal,
-        formats.spread,
-        formats.signed,
-        formats.count,
-        formats.rate,
-        formats.duration,
-        formats.mebibytes,
-        formats.millions,
-        formats.moment,
-    )
-}
 
 
 def html(
@@ -46,12 +32,12 @@ def html(
         charts: those of each section.
         pictures: files of the distilled and the initial image (None: noise) of the samples, by class index.
     """
-    environment = _environment(autoescape=True)
-    environment.filters["data_url"] = _data_url
-    environment.filters["drawing"] = Markup
+    templates = environment(_HERE, autoescape=True)
+    templates.filters["data_url"] = _data_url
+    templates.filters["drawing"] = Markup
     script = (_HERE / "viewer.js").read_text(encoding="utf-8")
     style = Markup(palette.css() + (_HERE / "style.css").read_text(encoding="utf-8"))
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         **_context(report),
         charts=charts,
         pictures=pictures,
@@ -66,9 +52,9 @@ def html(
 
 def markdown(report: Report, charts: Mapping[str, Sequence[Chart]]) -> str:
     """The same content; it refers to figures/<chart name>.png and figures/samples-<class index>.png."""
-    environment = _environment(autoescape=False)
-    environment.finalize = _escape_markdown
-    text = environment.get_template("report.md.j2").render(
+    templates = environment(_HERE, autoescape=False)
+    templates.finalize = _escape_markdown
+    text = templates.get_template("report.md.j2").render(
         **_context(report),
         charts=charts,
         configuration=Fenced(_yaml(report), "yaml"),
@@ -83,19 +69,6 @@ class Fenced(str):
     def __new__(cls, code: str, language: str = "") -> "Fenced":
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
         return super().__new__(cls, f"{fence}{language}\n{code}{fence}")
-
-
-def _environment(*, autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=autoescape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= _FILTERS
-    return environment
 
 
 def _context(report: Report) -> dict[str, Any]:
